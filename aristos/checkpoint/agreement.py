@@ -8,6 +8,7 @@ from typing import Any
 from ..config import MoEConfig
 from ..errors import MismatchError, PeerInputError
 from ..layer.arguments import usable_limits
+from ..layer.given import shapes
 from .recipe import StoredLayer
 from .stored_arrays import LATE, WEIGHTS
 
@@ -39,27 +40,13 @@ def agree(comm: Any, timeout: float, path: Any, problem: Exception | None, optio
 
 def shapes_of(cfg: MoEConfig, stored: StoredLayer) -> dict[str, tuple[int, ...]]:
     """Shapes of one expert's arrays and of the layer's, in nn.Linear's order."""
-    h, f = cfg.hidden, cfg.ffn
-    columns, beside = cfg.columns, cfg.shared_ffn
-    shapes: dict[str, tuple[int, ...]] = {
-        "up": (f, h),
-        "gate": (f, h),
-        "down": (h, f),
-        "up_bias": (f,),
-        "gate_bias": (f,),
-        "down_bias": (h,),
-        "router": (columns, h),
-        "router_bias": (columns,),
-        "select_bias": (columns - stored.late,),
-        "shared_up": (beside, h),
-        "shared_gate": (beside, h),
-        "shared_down": (h, beside),
-        "shared_sigmoid": (h,),
-        "router_scale": (h,),
-        "router_norm": (h,),
-        "expert_scale": (1 if stored.late else columns,),
+    found = shapes(cfg, "out_in") | {
+        "select_bias": (cfg.columns - stored.late,),
+        "router_scale": (cfg.hidden,),
+        "router_norm": (cfg.hidden,),
+        "expert_scale": (1 if stored.late else cfg.columns,),
     }
-    return shapes | {LATE + name: shapes[name] for name in WEIGHTS}
+    return found | {LATE + name: found[name] for name in WEIGHTS}
 
 
 def without_capacity(cfg: MoEConfig) -> MoEConfig:

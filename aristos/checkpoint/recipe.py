@@ -21,6 +21,12 @@ ACTIVATIONS = {
     "relu2": "relu2",
 }
 LAYERS = "layers.{n}."
+SHARED = (  # names of a shared expert's tensors of gate, up and down
+    ("gate_proj", "up_proj", "down_proj"),
+    ("w1", "w3", "w2"),
+    ("gate_up_proj", "gate_up_proj", "down_proj"),
+    ("input_linear", "input_linear", "output_linear"),
+)
 
 
 @dataclass(frozen=True)
@@ -176,25 +182,16 @@ def named(array: str, *names: str, **how: Any) -> Part:
 
 def shared(*bases: str) -> Part:
     """A shared expert: three linear layers, or gate and up fused."""
-    parts: list[dict[str, StoredArray]] = []
-    for base in bases:
-        for gate, up, down in (("gate_proj", "up_proj", "down_proj"), ("w1", "w3", "w2")):
-            parts.append(
-                {
-                    "shared_gate": StoredArray(f"{base}{gate}.weight"),
-                    "shared_up": StoredArray(f"{base}{up}.weight"),
-                    "shared_down": StoredArray(f"{base}{down}.weight"),
-                }
-            )
-        for wide, down in (("gate_up_proj", "down_proj"), ("input_linear", "output_linear")):
-            parts.append(
-                {
-                    "shared_gate": StoredArray(f"{base}{wide}.weight", outputs="first"),
-                    "shared_up": StoredArray(f"{base}{wide}.weight", outputs="second"),
-                    "shared_down": StoredArray(f"{base}{down}.weight"),
-                }
-            )
-    return tuple(parts)
+
+    def stored(base: str, gate: str, up: str, down: str) -> dict[str, StoredArray]:
+        first, second = ("first", "second") if gate == up else ("all", "all")
+        return {
+            "shared_gate": StoredArray(f"{base}{gate}.weight", outputs=first),
+            "shared_up": StoredArray(f"{base}{up}.weight", outputs=second),
+            "shared_down": StoredArray(f"{base}{down}.weight"),
+        }
+
+    return tuple(stored(base, *names) for base in bases for names in SHARED)
 
 
 # ---------------------------------------------------------------- options

@@ -28,27 +28,24 @@ def expert_names(cfg: MoEConfig) -> tuple[set[str], set[str]]:
 
 def shapes(cfg: MoEConfig, layout: str) -> dict[str, tuple[int, ...]]:
     """Shapes by name of the arrays of one expert, of the router and of the shared expert."""
-    h, width, out_in = cfg.hidden, cfg.ffn, layout == "out_in"
-    wide, narrow = ((width, h), (h, width)) if out_in else ((h, width), (width, h))
-    shared = (cfg.shared_ffn, h) if out_in else (h, cfg.shared_ffn)
-    return {
-        "shared_up": shared,
-        "shared_gate": shared,
-        "shared_down": shared[::-1],
-        "shared_up_bias": (cfg.shared_ffn,),
-        "shared_gate_bias": (cfg.shared_ffn,),
-        "shared_down_bias": (h,),
+    h, columns, out_in = cfg.hidden, cfg.columns, layout == "out_in"
+    found: dict[str, tuple[int, ...]] = {
+        "router": (columns, h) if out_in else (h, columns),
+        "router_bias": (columns,),
+        "select_bias": (columns,),
         "shared_sigmoid": (h,),
-        "up": wide,
-        "down": narrow,
-        "gate": wide,
-        "up_bias": (width,),
-        "gate_bias": (width,),
-        "down_bias": (h,),
-        "router": (cfg.columns, h) if out_in else (h, cfg.columns),
-        "router_bias": (cfg.columns,),
-        "select_bias": (cfg.columns,),
     }
+    for prefix, width in (("shared_", cfg.shared_ffn), ("", cfg.ffn)):
+        wide = (width, h) if out_in else (h, width)
+        found |= {
+            f"{prefix}up": wide,
+            f"{prefix}down": wide[::-1],
+            f"{prefix}gate": wide,
+            f"{prefix}up_bias": (width,),
+            f"{prefix}gate_bias": (width,),
+            f"{prefix}down_bias": (h,),
+        }
+    return found
 
 
 def checked_array(name: str, value: Any, bits: str | None) -> np.ndarray:
