@@ -495,17 +495,16 @@ class Checkpoint:
         return reader
 
     def _refuse_tensor(self, name: str, number: int) -> NoReturn:
-        what = f"{self._directory.file(name).path}: tensor {shown(name)}"
+        why = (
+            f"is not known for a {self.model_type}, so its effect is not known: read the layer yourself and pass its"
+            " weights to MoE.load_expert"
+        )
         if "shared" in name and not self._stored(number).options.get("shared_ffn"):
-            raise CheckpointError(
-                f"{what} belongs to a shared expert, but {self._where} says that layer {number} has none: add the"
-                " missing"
+            why = (
+                f"belongs to a shared expert, but {self._where} says that layer {number} has none: add the missing"
                 " option with the number or width of shared experts, such as n_shared_experts"
             )
-        raise CheckpointError(
-            f"{what} is not known for a {self.model_type}, so its effect is not known: read the layer yourself and pass"
-            " its weights to MoE.load_expert"
-        )
+        self._directory.refuse(name, f" {why}")
 
     # ------------------------------------------------------------ loading
 

@@ -13,7 +13,7 @@ from bisect import bisect_left
 from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -159,6 +159,10 @@ class Directory:
         if name not in file.entries:
             raise CheckpointError(f"{file.path} must hold tensor {shown(name)}, as {INDEX} says, but does not: {COPY}")
         return file
+
+    def refuse(self, name: str, why: str) -> NoReturn:
+        """Raise CheckpointError for a tensor. why: what follows the tensor's name in the message."""
+        raise CheckpointError(f"{self.file(name).path}: tensor {shown(name)}{why}")
 
     def array(self, name: str) -> np.ndarray:
         """A read-only view of a tensor's values. Nothing is read until they are used."""

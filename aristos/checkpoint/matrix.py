@@ -7,11 +7,9 @@ from typing import NoReturn
 
 import numpy as np
 
-from ..errors import CheckpointError
 from .directory import Directory
 from .methods import Options
 from .quantised import OTHER_FILES
-from .safetensors import shown
 
 
 @dataclass(frozen=True)
@@ -46,8 +44,7 @@ class Matrix:
 
     def refuse(self, suffix: str, why: str, remedy: str = OTHER_FILES) -> NoReturn:
         """Raise CheckpointError for the tensor `part(suffix)`."""
-        name = self.part(suffix)
-        raise CheckpointError(f"{self.directory.file(name).path}: tensor {shown(name)} {why}: {remedy}")
+        self.directory.refuse(self.part(suffix), f" {why}: {remedy}")
 
     def expect(self, suffix: str, shape: tuple[int, ...], *dtypes: str) -> str:
         """The dtype of the tensor `part(suffix)`. Raises unless it has this shape, and one of these dtypes."""

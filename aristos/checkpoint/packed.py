@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
-from ..errors import CheckpointError, InputError
+from ..errors import InputError
 from ..quantised import Quantised
 from ..weight_types import SCALES, WeightType
 from ..weight_types import packed as packed_type
@@ -30,7 +30,6 @@ from . import quantised
 from .directory import Directory
 from .matrix import Matrix, nibbles, unpacked, unpacked_down
 from .methods import BLOCK
-from .safetensors import shown
 
 EXPONENTS = ("U8", "F8_E8M0")
 NARROW = {"F8_E4M3": "fp8", "I8": "int8"}
@@ -335,10 +334,7 @@ def read(m: Matrix, kind: WeightType) -> Quantised:
     if wrong.any():
         at = [int(i) for i in np.argwhere(wrong)[0]]
         what = f"has a scale of {values[tuple(at)]} for group {at[0]} of output {at[1]}"
-        raise CheckpointError(
-            f"{m.directory.file(name).path}: tensor {shown(name)} {what}, but scales must be finite and not zero:"
-            f" {quantised.OTHER_FILES}"
-        )
+        m.directory.refuse(name, f" {what}, but scales must be finite and not zero: {quantised.OTHER_FILES}")
     try:
         return Quantised(kind, codes, scales, zeros)
     except InputError as error:

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import CheckpointError
 from ..quantised import FP4
 from .directory import Directory
 from .methods import Options
@@ -27,6 +26,7 @@ MX_ROWS = 16  # rows that are looked up at once
 MX_UNSAFE = 253  # with a scale of this byte or more, a product with the largest value, 6, exceeds float32
 LARGEST = float(np.finfo(np.float32).max)
 NARROW = {"F8_E4M3": 448, "F8_E5M2": 57344, "I8": 128}  # the largest finite magnitude of each dtype
+FLAT = ": experts stored as one matrix cannot have scales"
 OTHER_FILES = "download this file again, or take the model's unquantised files"
 # by the dtype of scales in files, the type of scales of packed weights
 SCALES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16", "F8_E8M0": "float32"}
@@ -38,31 +38,24 @@ def scale_name(directory: Directory, name: str, method: str) -> str:
         candidates = [name.removesuffix("weight") + "SCB"]
     else:
         candidates = [name + "_scale_inv", name + "_scale", name.removesuffix("weight") + "scale"]
-    for candidate in candidates:
-        if candidate in directory:
-            return candidate
-    entry = directory.entry(name)
-    raise CheckpointError(
-        f"{directory.file(name).path}: tensor {shown(name)} has dtype {entry.dtype} and no scales"
-        f" ({' or '.join(shown(c) for c in candidates)}): is the download complete?"
-    )
+    found = next((candidate for candidate in candidates if candidate in directory), None)
+    if found is None:
+        dtype, absent = directory.entry(name).dtype, " or ".join(map(shown, candidates))
+        directory.refuse(name, f" has dtype {dtype} and no scales ({absent}): is the download complete?")
+    return found
 
 
 def check_scales(directory: Directory, name: str, asked: Options) -> set[str]:
     """The further tensors that a quantised tensor needs. Raises CheckpointError unless they fit it."""
     entry = directory.entry(name)
     if entry.dtype not in NARROW:
-        raise CheckpointError(
-            f"{directory.file(name).path}: tensor {shown(name)} has dtype {entry.dtype}; weights must be F32, BF16,"
-            " F16, or F8_E4M3, F8_E5M2, I8 with scales"
-        )
+        known = "F32, BF16, F16, or F8_E4M3, F8_E5M2, I8 with scales"
+        directory.refuse(name, f" has dtype {entry.dtype}; weights must be {known}")
     scales = scale_name(directory, name, asked.method)
     got, kind = directory.entry(scales).shape, directory.entry(scales).dtype
     if kind not in SCALES:
-        raise CheckpointError(
-            f"{directory.file(scales).path}: tensor {shown(scales)} has dtype {kind}; scales must be"
-            f" {', '.join(SCALES)}: take the model's unquantised files"
-        )
+        known = ", ".join(SCALES)
+        directory.refuse(scales, f" has dtype {kind}; scales must be {known}: take the model's unquantised files")
     *lead, rows, columns = entry.shape if len(entry.shape) > 1 else (1, *entry.shape)
     fits = [(*lead, -(-rows // asked.block[0]), -(-columns // asked.block[1]))]
     if not scales.endswith("_inv"):
@@ -70,18 +63,14 @@ def check_scales(directory: Directory, name: str, asked: Options) -> set[str]:
         if entry.dtype == "I8":
             fits += [(*lead, rows, columns // n) for n in asked.groups if n and columns % n == 0]
     if got not in fits:
-        raise CheckpointError(
-            f"{directory.file(scales).path}: tensor {shown(scales)} must have shape"
-            f" {' or '.join(str(list(f)) for f in dict.fromkeys(fits))}, got {list(got)}"
-        )
+        wanted = " or ".join(str(list(f)) for f in dict.fromkeys(fits))
+        directory.refuse(scales, f" must have shape {wanted}, got {list(got)}")
     zeros = name + "_zero_point"
     if entry.dtype == "I8" and zeros in directory:
         its = directory.entry(zeros)
         if its.shape != got or its.dtype != "I8":
-            raise CheckpointError(
-                f"{directory.file(zeros).path}: tensor {shown(zeros)} must have dtype I8 and shape {list(got)}, as the"
-                f" scales, got {its.dtype} {list(its.shape)}"
-            )
+            found = f"{its.dtype} {list(its.shape)}"
+            directory.refuse(zeros, f" must have dtype I8 and shape {list(got)}, as the scales, got {found}")
     extras = {name.removesuffix("weight") + "weight_format", name.removesuffix("weight") + "input_scale"}
     extras |= {zeros} if entry.dtype == "I8" else set()
     return {scales} | {extra for extra in extras if extra in directory}
@@ -97,9 +86,7 @@ def values(directory: Directory, name: str, whole: np.ndarray, rows: Any, asked:
     if isinstance(rows, int) and whole.ndim > 2 and scale.ndim > 1:
         scale = scale[rows]
     elif isinstance(rows, slice) and rows != slice(None) and scale.size > 1:
-        raise CheckpointError(
-            f"{directory.file(name).path}: tensor {shown(name)}: experts stored as one matrix cannot have scales"
-        )
+        directory.refuse(name, FLAT)
     largest = scales.endswith("SCB")  # bitsandbytes stores an output's largest weight, which is 0 if all are 0
     scale = usable(directory, scales, np.asarray(scale, np.float32), zero=largest)
     if largest:
@@ -124,10 +111,8 @@ def usable(directory: Directory, name: str, scale: np.ndarray, zero: bool = Fals
     wrong = ~np.isfinite(scale) | ((scale == 0) & (not zero))
     if wrong.any():
         at = np.unravel_index(int(np.argmax(wrong)), scale.shape)
-        raise CheckpointError(
-            f"{directory.file(name).path}: tensor {shown(name)} has a scale of {scale[at]} at {[int(i) for i in at]},"
-            f" but scales must be finite and not zero: {OTHER_FILES}"
-        )
+        what = f"has a scale of {scale[at]} at {[int(i) for i in at]}"
+        directory.refuse(name, f" {what}, but scales must be finite and not zero: {OTHER_FILES}")
     return scale
 
 
@@ -138,10 +123,8 @@ def _refuse_infinite(directory: Directory, name: str, product: np.ndarray, count
     beyond = ~np.isfinite(product) & counted
     if beyond.any():
         at = [int(i) for i in np.unravel_index(int(np.argmax(beyond)), product.shape)]
-        raise CheckpointError(
-            f"{directory.file(name).path}: tensor {shown(name)} has a value at {at} of its expert that is too large"
-            f" for float32 after scaling: {OTHER_FILES}"
-        )
+        what = f"has a value at {at} of its expert that is too large for float32 after scaling"
+        directory.refuse(name, f" {what}: {OTHER_FILES}")
 
 
 def mxfp4(directory: Directory, blocks: str, scales: str, expert: int) -> np.ndarray:

@@ -16,7 +16,6 @@ from . import packed, quantised
 from .directory import Directory
 from .matrix import Matrix, named
 from .methods import Options
-from .safetensors import shown
 
 WEIGHTS = ("up", "gate", "down")  # the matrices of an expert
 SHARED = ("shared_up", "shared_gate", "shared_down", "shared_sigmoid")
@@ -160,17 +159,12 @@ class LayerReader:
             if entry.shape != shape:
                 self._refuse_shape(name, shape, entry.shape)
             if entry.dtype not in ("U8", "F8_E8M0"):
-                raise CheckpointError(
-                    f"{self.directory.file(name).path}: tensor {shown(name)} of mxfp4 must have dtype U8,"
-                    f" got {entry.dtype}"
-                )
+                self.directory.refuse(name, f" of mxfp4 must have dtype U8, got {entry.dtype}")
         return {blocks, scales}
 
     def _refuse_shape(self, name: str, wanted: tuple[int, ...], got: tuple[int, ...]) -> None:
-        raise CheckpointError(
-            f"{self.directory.file(name).path}: tensor {shown(name)} must have shape {list(wanted)}, as config.json"
-            f" says, got {list(got)}: config.json and the tensors are of different models"
-        )
+        what = f"must have shape {list(wanted)}, as config.json says, got {list(got)}"
+        self.directory.refuse(name, f" {what}: config.json and the tensors are of different models")
 
     def read(self, array: str, expert: int = 0) -> np.ndarray:
         """One expert's array, or the layer's: [out, in] or [out], float32 or as stored. A view if possible."""
@@ -201,9 +195,9 @@ class LayerReader:
         norm = self.read_finite("router_norm").astype(np.float64)
         if not norm.all():
             name, at = self.prefix + self.stored_arrays["router_norm"].name, int(np.argmin(norm != 0))
-            raise CheckpointError(
-                f"{self.directory.file(name).path}: tensor {shown(name)} has 0 at {at}: the router cannot be computed"
-                " from the experts' input; load the layer yourself and pass router_x= to its calls"
+            remedy = "load the layer yourself and pass router_x= to its calls"
+            self.directory.refuse(
+                name, f" has 0 at {at}: the router cannot be computed from the experts' input; {remedy}"
             )
         columns = factor * self.read_finite("router_scale").astype(np.float64) / norm
         return (found * columns).astype(np.float32)
@@ -277,10 +271,7 @@ class LayerReader:
             "odd": slice(1, None, 2),
         }.get(stored.outputs, slice(None))
         if stored.flat and self.directory.entry(name).dtype not in quantised.ELEMENTS:
-            raise CheckpointError(
-                f"{self.directory.file(name).path}: tensor {shown(name)}: experts stored as one matrix cannot have"
-                " scales"
-            )
+            self.directory.refuse(name, quantised.FLAT)
         return Matrix(
             self.directory,
             name,
@@ -320,10 +311,7 @@ class LayerReader:
         good = np.isfinite(found.astype(np.float32))
         if not good.all():
             name, at = self.prefix + self.stored_arrays[array].name, int(np.argmin(good))
-            raise CheckpointError(
-                f"{self.directory.file(name).path}: tensor {shown(name)} must be finite, got {found[at]} at {at}:"
-                " download this file again"
-            )
+            self.directory.refuse(name, f" must be finite, got {found[at]} at {at}: download this file again")
         return found
 
     def release(self, array: str, expert: int = 0) -> None:
