@@ -215,37 +215,13 @@ class Membership:
         self.mine = placement.mine(self.rank)
         self.number = runtime.number_object()
 
-    def new_job(
-        self,
-        substrate: str,
-        *,
-        experts: int,
-        foreign: Sequence[tuple[int, int]] = (),
-        some: bool = False,
-        **values: int,
-    ) -> np.ndarray:
-        """A new job whose part `object` is filled. `Runtime.fill`, the weights and each call write the other parts.
+    def new_job(self, substrate: str, **values: Any) -> np.ndarray:
+        """`object_job` for this object on this rank."""
+        return object_job(substrate, self.placement, self.rank, object=self.number, **values)
 
-        foreign: (slot, rank) of the experts of local peers that this rank may compute; slots are those of `placement`.
-        some: set the words that `values` does not name to 0. values: the words of the part `object` on this substrate,
-        see `engine.job.fill`; return_bytes is row_bytes by default.
-        """
-        return object_job(
-            substrate,
-            self.placement,
-            self.rank,
-            experts=experts,
-            foreign=foreign,
-            some=some,
-            object=self.number,
-            **values,
-        )
-
-    def new_layer_job(
-        self, substrate: str, cfg: MoEConfig, foreign: Sequence[tuple[int, int]] = (), **values: int
-    ) -> np.ndarray:
-        """`new_job` for forward calls of a layer. values: those words of the part `object` that `cfg` does not give."""
-        return self.new_job(substrate, foreign=foreign, **{**layer_values(cfg, len(self.mine)), **values})
+    def new_layer_job(self, substrate: str, cfg: MoEConfig, **values: Any) -> np.ndarray:
+        """`new_job` for calls of a layer. values: the arguments of `object_job` that `cfg` does not give."""
+        return self.new_job(substrate, **layer_values(cfg, len(self.mine)) | values)
 
     def agree(self, problem: Exception | None, what: str) -> None:
         """Raise `problem` here, and PeerInputError on the other ranks. Collective.
@@ -334,7 +310,12 @@ def object_job(
     some: bool = False,
     **values: int,
 ) -> np.ndarray:
-    """A new job whose part `object` is filled, see `Membership.new_job`. values: also `object`, the object's number."""
+    """A new job whose part `object` is filled. `Runtime.fill`, the weights and each call write the other parts.
+
+    foreign: (slot, rank) of the experts of local peers that this rank may compute; slots are those of `placement`.
+    some: set the words that `values` does not name to 0. values: the words of the part `object` on this substrate, see
+    `engine.job.fill`; `object` is the object's number, and return_bytes is row_bytes by default.
+    """
     values = {"return_bytes": values["row_bytes"]} | values
     places, shared, world = placement, values.get("shared", 0) != 0, len(placement.held)
     if shared:

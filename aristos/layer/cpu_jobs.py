@@ -57,7 +57,7 @@ class CpuJobs:
             job = self._member.new_layer_job(
                 schema.CPU,
                 cfg,
-                self.foreign,
+                foreign=self.foreign,
                 on_input=on_input(cfg),
                 sums=cfg.combine == "sums" and bool(runtime.group.nodes.remote(self._member.rank)),
                 stay_rows=self.stay_rows[layer],
