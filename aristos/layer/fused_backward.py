@@ -8,6 +8,7 @@ expert's rows in the store, in global token order.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -20,7 +21,6 @@ from ..engine import job as jobs
 from ..engine.experts import GROUP
 from ..errors import AristosError, InputError, MismatchError
 from ..kernels.by_isa import module
-from ..kernels.common import activations
 from ..kernels.cpu.call_blocks import BLOCK_BYTES
 from ..kernels.cpu.elements import element_type
 from ..kernels.cpu.expert import hidden_bytes
@@ -145,21 +145,15 @@ class FusedBackward(BackwardCalls):
         cfg, job = self.cfgs[layer], self._jobs[layer]
         if job is None:
             element = element_type(cfg.dtype)
-            job = self.member.new_job(
+            job = self.member.new_layer_job(
                 schema.CPU,
+                replace(cfg, shared_ffn=0, shared_sigmoid=False),  # no row of a shared expert travels
                 some=True,
-                hidden=cfg.hidden,
-                ffn=cfg.ffn,
-                experts=cfg.columns,
-                top_k=cfg.top_k,
-                choices=cfg.top_k,
-                identity=cfg.identity_experts,
                 stay_rows=1,
                 scalars=1,
                 row_bytes=2 * element.nbytes * cfg.hidden,
                 return_bytes=FLOAT * cfg.hidden,
                 kernels=self._handle,
-                activation=activations.word(cfg.activation, cfg.limit, cfg.limit_after),
             )
             jobs.fill(job, schema.KIND, schema.CPU, layer=layer, mode=codes.MODE_BACKWARD)
             jobs.leave_out(job, schema.CPU, schema.LANDING, schema.EVENTS)
