@@ -6,8 +6,9 @@ from dataclasses import replace
 from typing import Any
 
 from ..config import MoEConfig
-from ..errors import MismatchError, PeerInputError
+from ..errors import MismatchError
 from ..layer.arguments import usable_limits
+from ..layer.collective import raise_first
 from ..layer.given import shapes
 from .recipe import StoredLayer
 from .stored_arrays import LATE, WEIGHTS
@@ -26,11 +27,7 @@ def agree(comm: Any, timeout: float, path: Any, problem: Exception | None, optio
         reported = runtime.group.allgather((None if problem is None else str(problem), options), "a checkpoint")
     finally:
         runtime.release()
-    if problem is not None:
-        raise problem
-    for rank, (text, _) in enumerate(reported):
-        if text is not None:
-            raise PeerInputError(f"rank {rank} cannot open its model directory: {text}")
+    raise_first(problem, [text for text, _ in reported], "cannot open its model directory")
     for rank, (_, theirs) in enumerate(reported):
         if theirs != reported[0][1]:
             raise MismatchError(

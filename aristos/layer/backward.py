@@ -19,14 +19,14 @@ import numpy as np
 from kernel_cache.compile import warm_up
 
 from ..config import SCORES, MoEConfig
-from ..errors import AristosError, MismatchError, PeerInputError
+from ..errors import AristosError, MismatchError
 from ..kernels.by_isa import module
 from ..kernels.common import activations
 from ..primitives.arithmetic import ExpertBlocks, ExpertWeights, TransposedWeights
 from ..primitives.buffers import FLOAT, LINE, aligned
 from ..reproducible import partial_sums
 from .arguments import on_input
-from .collective import Membership
+from .collective import Membership, raise_first
 from .node_first import all_to_all
 from .trained_weights import Addresses, TrainedWeights, narrowed, widened
 
@@ -239,11 +239,7 @@ class BackwardCalls:
         """Raise on every rank if one refuses its arguments, or if the tapes or pieces differ."""
         group = self.member.runtime.group
         reports = group.allgather((None if problem is None else str(problem), name), "arguments of backward")
-        if problem is not None:
-            raise problem
-        for rank, (text, _) in enumerate(reports):
-            if text is not None:
-                raise PeerInputError(f"rank {rank} refused its arguments of backward: {text}")
+        raise_first(problem, [text for text, _ in reports], "refused its arguments of backward")
         for rank, (_, theirs) in enumerate(reports):
             if theirs != name:
                 raise MismatchError(

@@ -269,7 +269,7 @@ class Membership:
 
 def agreed(group: Group, problem: Exception | None, what: str) -> None:
     """Raise `problem` here, and PeerInputError on the other ranks of a group. Collective."""
-    _raise_first(problem, group.allgather(_text(problem), what), what)
+    raise_first(problem, group.allgather(_text(problem), what), f"refused {what}")
 
 
 def agreed_alike(group: Group, problem: Exception | None, what: str, alike: Fields, unlike: str) -> None:
@@ -278,7 +278,7 @@ def agreed_alike(group: Group, problem: Exception | None, what: str, alike: Fiel
     If texts differ, all ranks raise MismatchError. Its message begins with `unlike` and names the differing texts.
     """
     reported = group.allgather((_text(problem), alike), what)
-    _raise_first(problem, [error for error, _ in reported], what)
+    raise_first(problem, [error for error, _ in reported], f"refused {what}")
     first = reported[0][1]
     for rank, (_, theirs) in enumerate(reported):
         if theirs != first:
@@ -289,15 +289,18 @@ def _text(problem: Exception | None) -> str | None:
     return None if problem is None else str(problem)
 
 
-def _raise_first(problem: Exception | None, reported: list[str | None], what: str) -> None:
-    """Raise this rank's problem, else that of the first rank that has reported one."""
+def raise_first(problem: Exception | None, reported: list[str | None], did: str) -> None:
+    """Raise this rank's problem, else PeerInputError for the first rank that has reported one.
+
+    did: what a rank with a problem did, for the message.
+    """
     if isinstance(problem, AristosError):
         problem.on_all_ranks = True
     if problem is not None:
         raise problem
     for rank, error in enumerate(reported):
         if error is not None:
-            raise PeerInputError(f"rank {rank} refused {what}: {error}")
+            raise PeerInputError(f"rank {rank} {did}: {error}")
 
 
 def object_job(
