@@ -104,10 +104,14 @@ class PackedLayer:
             raise NotLoaded(f"layer {layer} lacks its shared expert: call load_shared() first", SHARED)
 
 
-def expert_bytes(element: ElementType, cfg: MoEConfig) -> dict[str, int]:
-    """Bytes of each packed array of one expert, by name, in the order in which they lie in memory."""
+def expert_bytes(element: ElementType, cfg: MoEConfig, ffn: int | None = None) -> dict[str, int]:
+    """Bytes of each packed array of one expert, by name, in the order in which they lie in memory.
+
+    ffn: the expert's width, cfg.ffn by default.
+    """
     wanted, biases = expert_names(cfg)
-    shape = {"up": (cfg.hidden, cfg.ffn), "gate": (cfg.hidden, cfg.ffn), "down": (cfg.ffn, cfg.hidden)}
+    width = cfg.ffn if ffn is None else ffn
+    shape = {"up": (cfg.hidden, width), "gate": (cfg.hidden, width), "down": (width, cfg.hidden)}
     matrices = {name: element.packed_bytes(*shape[name]) for name in sorted(wanted)}
     columns = {name: element.padded(shape[name.removesuffix("_bias")][1]) for name in sorted(biases)}
     return matrices | {name: FLOAT * count for name, count in columns.items()}
@@ -207,17 +211,8 @@ class LayerWeights(PackedLayer):
 
 def packed_bytes(cfg: MoEConfig, count: int) -> int:
     """Bytes of `LayerWeights` with `count` experts and the shared expert, all their biases, and a router."""
-    float32 = element_type("float32")
-    shared = _expert_bytes(cfg, cfg.shared_ffn) if cfg.shared_ffn else 0
+    float32, element = element_type("float32"), element_type(cfg.dtype, cfg.precision, cfg.packed)
+    shared = sum(expert_bytes(element, cfg, cfg.shared_ffn).values()) if cfg.shared_ffn else 0
     shared += float32.packed_bytes(cfg.hidden, 1) if cfg.shared_sigmoid else 0
-    return count * _expert_bytes(cfg, cfg.ffn) + shared + float32.packed_bytes(cfg.hidden, cfg.columns)
-
-
-def _expert_bytes(cfg: MoEConfig, ffn: int) -> int:
-    """Bytes of one packed expert of this width, with all biases."""
-    element = element_type(cfg.dtype, cfg.precision, cfg.packed)
-    wide = 2 if cfg.gated else 1  # products of width F
-    expert = wide * element.packed_bytes(cfg.hidden, ffn) + element.packed_bytes(ffn, cfg.hidden)
-    if cfg.bias:
-        expert += FLOAT * (wide * element.padded(ffn) + element.padded(cfg.hidden))
-    return expert
+    own = count * sum(expert_bytes(element, cfg).values())
+    return own + shared + float32.packed_bytes(cfg.hidden, cfg.columns)
