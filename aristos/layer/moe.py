@@ -11,7 +11,7 @@ from ..config import MoEConfig, boolean
 from ..errors import InputError
 from ..placement import Plan
 from ..transport.group import Group
-from .arguments import DEFAULT_TIMEOUT, CallArguments, refusal
+from .arguments import CallArguments, refusal
 from .backend import Backend, check_layer
 from .collective import Collective, Membership
 from .delegated import delegated
@@ -134,18 +134,18 @@ class MoE(Collective):
         options = Options(
             cfg,
             layers,
-            schedule,
             threads,
             placement,
-            timeout,
-            absent_timeout,
             ranks_per_node,
-            plan,
             backend,
-            sms,
-            moves,
             train,
             tape_bytes,
+            schedule,
+            timeout,
+            absent_timeout,
+            plan,
+            sms,
+            moves,
         )
         self._part = PlanGroup(comm, options)
         self.group, self.backend = self._part.number, options.backend_name
@@ -252,22 +252,7 @@ class MoE(Collective):
         EnvironmentProblem
             backend="cuda" is given, but there is no numba-cuda.
         """
-        options = Options(
-            cfg,
-            layers,
-            "fused",
-            threads,
-            placement,
-            DEFAULT_TIMEOUT,
-            None,
-            ranks_per_node,
-            None,
-            backend,
-            None,
-            "tokens",
-            train,
-            tape_bytes,
-        )
+        options = Options(cfg, layers, threads, placement, ranks_per_node, backend, train, tape_bytes)
         return rank_memory(options, world)
 
     # ------------------------------------------------------------ calls

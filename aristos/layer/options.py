@@ -10,7 +10,7 @@ from ..errors import InputError
 from ..placement import Plan
 from ..row_types import ROW_TYPES
 from ..transport.limits import Limits
-from .arguments import usable_limits, usable_nodes
+from .arguments import DEFAULT_TIMEOUT, usable_limits, usable_nodes
 from .backend import COMMON, Backend
 from .cpu import CpuBackend
 
@@ -24,18 +24,18 @@ class Options:
 
     cfg: Any
     layers: Any
-    schedule: Any
     threads: Any
     placement: Any
-    timeout: Any
-    absent_timeout: Any
     ranks_per_node: Any
-    plan: Plan | None
     backend: Any
-    sms: Any
-    moves: Any
     train: Any
     tape_bytes: Any
+    schedule: Any = "fused"
+    timeout: Any = DEFAULT_TIMEOUT
+    absent_timeout: Any = None
+    plan: Plan | None = None
+    sms: Any = None
+    moves: Any = "auto"
 
     # ------------------------------------------------------------ used before the ranks have compared their options
 
