@@ -37,17 +37,18 @@ class DeviceWeights(PackedLayer):
         self.nbytes = 0
 
     def _pack_expert(self, i: int, arrays: Arrays) -> None:
+        self._pack_sides("", i, arrays)
+
+    def _pack_sides(self, prefix: str, i: int, arrays: Arrays, count: int = 0) -> None:
+        """Pack an expert's products. prefix: the beginning of their names here. i, count: see `_keep`."""
         for side in ("up", "down"):
             packed = pack(self._side(arrays, side), self._kind)
-            self._keep(side, i, packed)
-            self._keep(f"{side}_bias", i, pack_bias(self._bias(arrays, side), outputs(packed)))
+            self._keep(f"{prefix}{side}", i, packed, count)
+            self._keep(f"{prefix}{side}_bias", i, pack_bias(self._bias(arrays, side), outputs(packed)), count)
 
     def _pack_shared(self, arrays: Arrays) -> None:
         mine = {name.removeprefix("shared_"): array for name, array in arrays.items()}
-        for side in ("up", "down"):
-            packed = pack(self._side(mine, side), self._kind)
-            self._keep(f"shared_{side}", 0, packed, 1)
-            self._keep(f"shared_{side}_bias", 0, pack_bias(self._bias(mine, side), outputs(packed)), 1)
+        self._pack_sides("shared_", 0, mine, 1)
         if "sigmoid" in mine:
             self._keep("shared_sigmoid", 0, router.pack_router(mine["sigmoid"].astype(np.float32)[:, None]), 1)
             self.shared_sigmoid = self._at["shared_sigmoid"]

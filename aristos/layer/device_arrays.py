@@ -38,13 +38,13 @@ class DeviceRows:
         return self.address + _size(self.dtype) + sum((n - 1) * step for n, step in zip(self.shape, self.strides))
 
 
+def _exports_dlpack(value: Any) -> bool:
+    return hasattr(value, "__dlpack_device__") and int(value.__dlpack_device__()[0]) in CUDA
+
+
 def is_on_device(value: Any) -> bool:
     """Whether an array lies in GPU memory, by the protocols that `on_device` reads."""
-    if isinstance(value, np.ndarray):
-        return False
-    if hasattr(value, "__dlpack_device__") and int(value.__dlpack_device__()[0]) in CUDA:
-        return True
-    return hasattr(value, "__cuda_array_interface__")
+    return not isinstance(value, np.ndarray) and (_exports_dlpack(value) or hasattr(value, "__cuda_array_interface__"))
 
 
 def on_device(name: str, value: Any, stream: int = 0) -> DeviceRows | None:
@@ -52,13 +52,9 @@ def on_device(name: str, value: Any, stream: int = 0) -> DeviceRows | None:
 
     stream: the call's stream. An exporter of DLPack makes this stream wait for the exporter's own work.
     """
-    if isinstance(value, np.ndarray):
+    if not is_on_device(value):
         return None
-    if hasattr(value, "__dlpack_device__") and int(value.__dlpack_device__()[0]) in CUDA:
-        return _dlpack(name, value, stream)
-    if hasattr(value, "__cuda_array_interface__"):
-        return _interface(name, value)
-    return None
+    return _dlpack(name, value, stream) if _exports_dlpack(value) else _interface(name, value)
 
 
 def _interface(name: str, value: Any) -> DeviceRows:

@@ -246,17 +246,12 @@ def _balance(rows: np.ndarray) -> np.ndarray:
     return np.divide(rows.max(axis=-1), mean, out=np.ones_like(mean, np.float64), where=mean > 0)
 
 
-def kept_rows(job: np.ndarray, state: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(slot, rank that holds it, own rows computed here) of all experts of local peers that this rank may compute."""
-    held, computed = int(job[words.HELD]), int(job[words.COMPUTED])
-    records = job[job[words.FOREIGN] :][: words.FOREIGN_WORDS * (computed - held)].reshape(-1, words.FOREIGN_WORDS)
-    return records[:, 0], records[:, 1], state[words.staying(job, held) :][: computed - held]
-
-
 def kept_by_peer(job: np.ndarray, state: np.ndarray) -> tuple[int, ...]:
     """For each rank, how many rows for its experts were computed here in the call that has just ended."""
-    _, owners, rows = kept_rows(job, state)
-    return tuple(int(n) for n in np.bincount(owners, rows, int(job[words.WORLD])))
+    held, computed = int(job[words.HELD]), int(job[words.COMPUTED])
+    records = job[job[words.FOREIGN] :][: words.FOREIGN_WORDS * (computed - held)].reshape(-1, words.FOREIGN_WORDS)
+    rows = state[words.staying(job, held) :][: computed - held]
+    return tuple(int(n) for n in np.bincount(records[:, 1], rows, int(job[words.WORLD])))
 
 
 def not_finite(y: np.ndarray | None) -> int | None:
