@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import ml_dtypes
@@ -214,17 +214,10 @@ class TrainedWeights(LayerWeights):
 
     def expert(self, i: int) -> Addresses:
         """Addresses of an expert's packed arrays, transposed packed arrays and gradients; 0 for absent arrays."""
-        names = ExpertWeights._fields
-        part = self._copied_at.get(self.mine[i])
+        names, part = ExpertWeights._fields, self._copied_at.get(self.mine[i])
         sums, to = (self.sums, i) if part is None else (self.partial, part)
-        packed, transposed, added = (
-            tuple(arrays[name][at].ctypes.data if name in arrays else 0 for name in chosen)
-            for arrays, at, chosen in (
-                (self.packed, i, names),
-                (self.transposed, i, TransposedWeights._fields),
-                (sums, to, names),
-            )
-        )
+        packed, added = _addresses(self.packed, names, i), _addresses(sums, names, to)
+        transposed = _addresses(self.transposed, TransposedWeights._fields, i)
         return ExpertWeights(*packed), TransposedWeights(*transposed), added
 
     def shared(self, common: np.ndarray) -> Addresses:
@@ -232,13 +225,14 @@ class TrainedWeights(LayerWeights):
         names, projections = (
             [f"shared_{name}" for name in record._fields] for record in (ExpertWeights, TransposedWeights)
         )
-        packed, transposed = (
-            tuple(arrays[name].ctypes.data if name in arrays else 0 for name in chosen)
-            for arrays, chosen in ((self._shared, names), (self.shared_transposed, projections))
-        )
-        parts = [self.part(common, name) for name in names]
-        added = tuple(0 if part is None else part.ctypes.data for part in parts)
+        packed, transposed = _addresses(self._shared, names), _addresses(self.shared_transposed, projections)
+        added = _addresses({name: self.part(common, name) for name in self.places}, names)
         return ExpertWeights(*packed), TransposedWeights(*transposed), added
+
+
+def _addresses(arrays: Mapping[str, Any], names: Iterable[str], at: Any = ...) -> tuple[int, ...]:
+    """Addresses of arrays, or of their parts with index `at`, by name; 0 for absent ones."""
+    return tuple(arrays[name][at].ctypes.data if name in arrays else 0 for name in names)
 
 
 def narrowed(array: np.ndarray, cfg: MoEConfig) -> np.ndarray:
