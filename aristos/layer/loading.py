@@ -7,10 +7,10 @@ from typing import Any, Literal
 import numpy as np
 
 from ..errors import InputError, NotLoaded
+from . import fused_arrays
 from .backend import Backend, check_layer
 from .collective import Membership
-from .fused_arrays import separated
-from .given import Given, GivenLayer
+from .given import PROJECTIONS, ROUTERS, SHARED, Given, GivenLayer
 from .pending import OpenCalls
 from .weights import WEIGHTS
 
@@ -133,27 +133,11 @@ class LoadedWeights:
         ClosedError
             The layer is closed.
         """
+        arguments = locals()
         self._calls.refuse_change(layer, "load")
-        given = {
-            "up": up,
-            "down": down,
-            "router": router,
-            "gate": gate,
-            "up_bias": up_bias,
-            "gate_bias": gate_bias,
-            "down_bias": down_bias,
-            "router_bias": router_bias,
-            "select_bias": select_bias,
-            "shared_up": shared_up,
-            "shared_gate": shared_gate,
-            "shared_down": shared_down,
-            "shared_up_bias": shared_up_bias,
-            "shared_gate_bias": shared_gate_bias,
-            "shared_down_bias": shared_down_bias,
-            "shared_sigmoid": shared_sigmoid,
-        }
-        fused = {"gate_up": gate_up, "gate_up_bias": gate_up_bias, "w13": w13, "w2": w2}
-        given = separated(given, fused, interleaved, layout)
+        fused = {name: arguments[name] for name in fused_arrays.NAMES}
+        given = {name: arguments[name] for name in (*PROJECTIONS, *ROUTERS, *SHARED)}
+        given = fused_arrays.separated(given, fused, interleaved, layout)
         checked = GivenLayer(self._backend.cfgs[layer], self._member.mine, local, layout, bits, given)
         self._backend.load(int(layer), checked)
         self._backend.clear_totals()
@@ -233,18 +217,12 @@ class LoadedWeights:
         ClosedError
             The layer is closed.
         """
+        arguments = locals()
         self._calls.refuse_change(layer, "load_expert")
         slot = self._slot(expert)
         if slot is None:
             return
-        given = {
-            "up": up,
-            "down": down,
-            "gate": gate,
-            "up_bias": up_bias,
-            "gate_bias": gate_bias,
-            "down_bias": down_bias,
-        }
+        given = {name: arguments[name] for name in PROJECTIONS}
         arrays = Given("load_expert", self._backend.cfgs[layer], layout, bits).expert(given)
         self._backend.load_part(int(layer), lambda weights: weights.take_expert(slot, arrays))
 
@@ -298,16 +276,9 @@ class LoadedWeights:
         ClosedError
             The layer is closed.
         """
+        arguments = locals()
         self._calls.refuse_change(layer, "load_shared")
-        given = {
-            "shared_up": up,
-            "shared_gate": gate,
-            "shared_down": down,
-            "shared_up_bias": up_bias,
-            "shared_gate_bias": gate_bias,
-            "shared_down_bias": down_bias,
-            "shared_sigmoid": sigmoid,
-        }
+        given = {f"shared_{name}": arguments[name] for name in (*PROJECTIONS, "sigmoid")}
         arrays = Given("load_shared", self._backend.cfgs[layer], layout, bits).shared(given)
         if arrays:
             self._backend.load_part(int(layer), lambda weights: weights.take_shared(arrays))
