@@ -21,8 +21,6 @@ WEIGHTS = ("up", "gate", "down")  # the matrices of an expert
 SHARED = ("shared_up", "shared_gate", "shared_down", "shared_sigmoid")
 TABLE = "table"
 LATE = "late_"  # the beginning of names of arrays of the last experts, which have separate tensors
-HALVES = {"first": 0, "second": 1}
-ALTERNATING = {"even": 0, "odd": 1}
 
 
 @dataclass(frozen=True)
@@ -68,15 +66,14 @@ class StoredArray:
             one = (1, *one)
         return (experts, *one) if self.stacked else one
 
-
-def _outputs(stored: StoredArray, found: np.ndarray) -> np.ndarray:
-    """The outputs of the array that `stored` describes, from a tensor that has all outputs."""
-    if stored.outputs in HALVES:
-        half = len(found) // 2
-        return found[HALVES[stored.outputs] * half :][:half]
-    if stored.outputs in ALTERNATING:
-        return found[ALTERNATING[stored.outputs] :: 2]
-    return found
+    def own(self, half: int) -> slice:
+        """Which of the tensor's outputs are the array's. half: half the number of the tensor's outputs."""
+        return {
+            "first": slice(0, half),
+            "second": slice(half, None),
+            "even": slice(0, None, 2),
+            "odd": slice(1, None, 2),
+        }.get(self.outputs, slice(None))
 
 
 Part = tuple[
@@ -168,8 +165,8 @@ class LayerReader:
 
     def read(self, array: str, expert: int = 0) -> np.ndarray:
         """One expert's array, or the layer's: [out, in] or [out], float32 or as stored. A view if possible."""
-        stored = self.stored_arrays[array]
-        return _outputs(stored, self._tensor(array, expert))
+        found = self._tensor(array, expert)
+        return found[self.stored_arrays[array].own(len(found) // 2)]
 
     def expert(self, names: Iterable[str], expert: int) -> dict[str, np.ndarray]:
         """Arrays of one expert by name. A tensor that holds several of the arrays is read and dequantised once."""
@@ -180,7 +177,7 @@ class LayerReader:
             whole = replace(self.stored_arrays[array], outputs="all")
             if whole not in tensors:
                 tensors[whole] = self._tensor(array, number)
-            found[name] = _outputs(self.stored_arrays[array], tensors[whole])
+            found[name] = tensors[whole][self.stored_arrays[array].own(len(tensors[whole]) // 2)]
         if "expert_scale" in self.stored_arrays:
             scales = self.read_finite("expert_scale")
             scale = np.float32(scales[expert if len(scales) > 1 else 0])
@@ -264,12 +261,6 @@ class LayerReader:
         """Where a matrix, which may be packed, lies."""
         stored, (out, depth) = self.stored_arrays[array], self.shapes[array]
         name = self.prefix + stored.name.format(e=expert)
-        outputs = {
-            "first": slice(0, out),
-            "second": slice(out, None),
-            "even": slice(0, None, 2),
-            "odd": slice(1, None, 2),
-        }.get(stored.outputs, slice(None))
         if stored.flat and self.directory.entry(name).dtype not in quantised.ELEMENTS:
             self.directory.refuse(name, quantised.FLAT)
         return Matrix(
@@ -280,7 +271,7 @@ class LayerReader:
             stored.form,
             expert if stored.stacked else None,
             stored.in_out and not stored.form,
-            outputs,
+            stored.own(out),
         )
 
     def _tensor(self, array: str, expert: int) -> np.ndarray:
