@@ -35,6 +35,7 @@ ROUNDS_OF_TIME = 60  # how often time may be moved on because no actor can go on
 PASSING = 130  # seconds by which time moves on in such a round, more than a timeout
 LATEST = 2 * OVERDUE * PASSING  # s in which every wait for a lost rank ends; half of the allowed steps last as long
 BLIND = 50  # idle polls that an actor may make without having checked every peer's poison
+KERNELS = ("expert_rows", "backward_rows", "up_columns", "down_columns", "combine_token")
 PATIENT = 4_000  # visible operations allowed for each row, and twice as many for each call of a rank
 
 
@@ -102,41 +103,16 @@ class Cluster:
     @contextmanager
     def patched(self) -> Iterator[None]:
         """While inside, the engine's steps use this cluster."""
-        ranks = self.ranks
-
-        def expert_rows(kernels: int, call: arithmetic.ExpertRows) -> None:
-            ranks[self.memory.rank].run_expert(call.rows, call.x, call.y, int(call.weights.up), call.kept)
-
-        def backward_rows(kernels: int, call: arithmetic.BackwardRows) -> None:
-            ranks[self.memory.rank].run_backward(call)
-
-        def up_columns(kernels: int, call: arithmetic.UpColumns) -> None:
-            share, weights = call.first // column_runs.COLUMNS, int(call.weights.up)
-            ranks[self.memory.rank].run_up(call.rows, call.x, call.activations, weights, share, call.kept)
-
-        def down_columns(kernels: int, call: arithmetic.DownColumns) -> None:
-            share, weights = call.first // column_runs.COLUMNS, int(call.weights.up)
-            ranks[self.memory.rank].run_down(call.rows, call.activations, call.y, weights, share)
-
-        def combine_token(kernels: int, call: arithmetic.CombineToken) -> None:
-            rank, memory = ranks[self.memory.rank], self.memory
-            listed = [memory.load(call.rows + 8 * j) for j in range(call.k)]
-            rank.run_combine(call.y, call.k, memory.floats(call.weights, call.k), listed)
-
         names: dict[tuple[Any, str], Any] = {(memory, name): body for name, body in self.memory.functions().items()}
         names |= {(memory, name): self.idle for name in ("pause", "yield_core", "nap")}
         names |= {(wire, name): getattr(self.network, name) for name in ("put", "flush", "sync", "progress")}
+        names |= {(arithmetic, name): self.by_rank(name) for name in KERNELS}
         if self.case.proxy:
             names |= {(wire, name): self.by_wire(name) for name in ("put", "flush")}
             names[loop, "tend_wire"] = lambda *_: False  # a GPU's blocks have no wire
         names |= {
             (memory, "call"): self.call,
             (steps, "decide"): self.decide(steps.decide),
-            (arithmetic, "expert_rows"): expert_rows,
-            (arithmetic, "backward_rows"): backward_rows,
-            (arithmetic, "up_columns"): up_columns,
-            (arithmetic, "down_columns"): down_columns,
-            (arithmetic, "combine_token"): combine_token,
             (scalars, "weight_at"): self.memory.weight_at,
             (scalars, "set_weight"): self.memory.set_weight,
             (words, "TOKEN_BLOCK"): TOKEN_BLOCK,
@@ -162,6 +138,10 @@ class Cluster:
             return kind
 
         return decide
+
+    def by_rank(self, name: str) -> Callable[..., None]:
+        """A replacement for a kernel of `arithmetic`: the method of this name of the rank whose actor runs."""
+        return lambda kernels, call: getattr(self.rank, name)(call)
 
     def by_wire(self, name: str) -> Callable[..., None]:
         """A replacement for a function of `wire`, which calls the network's function or that of the copies to a GPU."""

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-from ..engine import arrivals, bells, codes, combine, outbox, packing, schema, steps, store, words
+from ..engine import arrivals, bells, codes, column_runs, combine, outbox, packing, schema, steps, store, words
 from ..engine import exchange as halves
 from ..engine import job as jobs
 from ..engine.layout import StateLayout, mark_to, return_stride, word_from, word_to
@@ -275,17 +275,16 @@ class Rank:
         _, _, offset = places.where(weights)
         return experts.weights_address(offset // WORD, self.cluster.memory.load(weights))
 
-    def run_expert(self, rows: int, x: int, y: int, weights: int, kept: int) -> None:
-        mem = self.cluster.memory
-        weights = self._at(weights)
-        for i in range(rows):
-            row = self._row_at(mem.load(x + WORD * i))
+    def expert_rows(self, call: arithmetic.ExpertRows) -> None:
+        mem, weights = self.cluster.memory, self._at(int(call.weights.up))
+        for i in range(call.rows):
+            row = self._row_at(mem.load(call.x + WORD * i))
             for share in range(experts.SHARES):
-                self._keep_hidden(kept, i, weights, row, share)
+                self._keep_hidden(call.kept, i, weights, row, share)
             self.cluster.checks.count(weights, row, -1)
-            target = mem.load(y + WORD * i)
+            target = mem.load(call.y + WORD * i)
             if self.job[words.SCALARS]:
-                at = x + WORD * (words.scalar_list(self.job, 0) - words.row_list(0)) + WORD * i
+                at = call.x + WORD * (words.scalar_list(self.job, 0) - words.row_list(0)) + WORD * i
                 mem.store(at, experts.scalar_back(weights, row, mem.load(at)))
             for w, word in enumerate(experts.computed(weights, row)):
                 mem.store(target + WORD * w, word)
@@ -322,7 +321,7 @@ class Rank:
                 )
         return row
 
-    def run_backward(self, call: arithmetic.BackwardRows) -> None:
+    def backward_rows(self, call: arithmetic.BackwardRows) -> None:
         mem, job, kept, scalars = self.cluster.memory, self.job, call.kept, call.scalars
         weights = job[words.UP] + call.weights // arithmetic.BACKWARD_WEIGHTS_BYTES
         end = job[words.STORE] + job[words.STORE_STEP] * job[words.STORE_ROWS]
@@ -339,44 +338,46 @@ class Rank:
             for w, word in enumerate(experts.computed(weights, row)[: self.case.words]):
                 mem.store(target + WORD * w, word)
 
-    def run_up(self, rows: int, x: int, activations: int, weights: int, share: int, kept: int) -> None:
-        mem = self.cluster.memory
-        weights = self._at(weights)
-        for i in range(rows):
-            row = self._row_at(mem.load(x + WORD * i))
+    def up_columns(self, call: arithmetic.UpColumns) -> None:
+        mem, weights = self.cluster.memory, self._at(int(call.weights.up))
+        share = call.first // column_runs.COLUMNS
+        for i in range(call.rows):
+            row, at = self._row_at(mem.load(call.x + WORD * i)), call.activations + WORD * experts.SHARES * i
             self.cluster.checks.count(weights, row, share)
-            self._keep_hidden(kept, i, weights, row, share)
-            mem.store(activations + WORD * (experts.SHARES * i + share), experts.activation(weights, row, share))
+            self._keep_hidden(call.kept, i, weights, row, share)
+            mem.store(at + WORD * share, experts.activation(weights, row, share))
             if share == 0:
-                self.split_rows[activations + WORD * experts.SHARES * i] = row
+                self.split_rows[at] = row
 
-    def run_down(self, rows: int, activations: int, y: int, weights: int, share: int) -> None:
-        mem = self.cluster.memory
-        weights = self._at(weights)
-        for i in range(rows):
-            at = activations + WORD * experts.SHARES * i
+    def down_columns(self, call: arithmetic.DownColumns) -> None:
+        mem, weights = self.cluster.memory, self._at(int(call.weights.up))
+        share = call.first // column_runs.COLUMNS
+        for i in range(call.rows):
+            at = call.activations + WORD * experts.SHARES * i
             made = [mem.load(at + WORD * s) for s in range(experts.SHARES)]
             if at not in self.split_rows:
                 raise WrongResult(f"rank {self.me} runs the second phase of an expert on a row that had no first phase")
             self.cluster.checks.count(weights, self.split_rows[at], experts.SHARES + share)
-            mem.store(mem.load(y + WORD * i) + WORD * share, experts.output(made, share))
+            mem.store(mem.load(call.y + WORD * i) + WORD * share, experts.output(made, share))
 
-    def run_combine(self, y: int, k: int, weights: Sequence[int], rows: Sequence[int]) -> None:
-        if y >= private(self.me, places.SCRATCH) and y < private(self.me, places.SCRATCH + 1):
-            row_words = range(self.case.words)
+    def combine_token(self, call: arithmetic.CombineToken) -> None:
+        mem, row_words = self.cluster.memory, range(self.case.words)
+        weights, rows = mem.floats(call.weights, call.k), [mem.load(call.rows + WORD * j) for j in range(call.k)]
+        if private(self.me, places.SCRATCH) <= call.y < private(self.me, places.SCRATCH + 1):
             # memory.load and memory.store are used, because an exhaustive search records their values
             parts = [(weight, [memory.load(row + WORD * w) for w in row_words]) for weight, row in zip(weights, rows)]
             for w, word in enumerate(experts.combined(parts, self.case.words)):
-                memory.store(y + WORD * w, word)
+                memory.store(call.y + WORD * w, word)
             return
         if self.call.broken:
             return
-        token = (y - self.job[words.Y]) // self.job[words.RETURN_BYTES]
+        token = (call.y - self.job[words.Y]) // self.job[words.RETURN_BYTES]
         if token in self.output:
             raise WrongResult(f"rank {self.me} combines token {token} of call {self.epoch} twice")
-        fresh = self.cluster.memory.fresh_return
         parts = [
-            (weights[j], [fresh(rows[j] + WORD * w) for w in range(self.case.words)]) for j in range(k) if rows[j] != 0
+            (weight, [mem.fresh_return(row + WORD * w) for w in row_words])
+            for weight, row in zip(weights, rows)
+            if row != 0
         ]
         self.output[token] = experts.combined(parts, self.case.words)
 
