@@ -16,7 +16,7 @@ from ..engine.poison import poison_word
 from ..primitives import wire
 from . import places
 from .places import ACCEPTED, LOCK, WIRE, address, private
-from .rank import Rank
+from .rank import COUNTERS, Rank
 from .regions import WORD
 from .surroundings import Surroundings
 from .violation import WrongResult
@@ -55,30 +55,12 @@ class GpuRank(Rank):
         super()._fill_counters()
         start, value = self.case.start, self.cluster.memory.value
         job, st, gpu, cs = self.sides
-        known = (
-            words.T_SENT_ROWS,
-            words.T_SENT_TILES,
-            words.T_FREED_ROWS,
-            words.T_PUT_ROWS,
-            words.T_PUT_TILES,
-            words.T_PUT_RETURNED,
-            words.T_PUT_CREDIT,
-            words.T_OPEN_ROWS,
-            words.T_OPEN_TILES,
-            words.T_OPEN_RETURNED,
-            words.T_OPEN_CREDIT,
-            words.T_RETURNED,
-        )
         for p in self.case.nodes.remote(self.me) if start else ():
-            for table in known:
+            for table in COUNTERS:
                 st[job[table] + p] = cs[gpu[table] + p] = start
-            for word, known_value in (
-                (words.TAIL, start),
-                (words.CREDIT, start),
-                (words.RETURN_TAIL, start),
-                (words.POSTED, 2 * start),
-            ):
-                value[word_from(job, st, p, word)] = known_value
+            for word in (words.TAIL, words.CREDIT, words.RETURN_TAIL):
+                value[word_from(job, st, p, word)] = start
+            value[word_from(job, st, p, words.POSTED)] = 2 * start
 
     def _put_into(self, peer: int, word: int) -> int:
         _, _, gpu, cs = self.sides

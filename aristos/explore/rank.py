@@ -40,6 +40,12 @@ SCRATCH_STEP = 4096  # bytes of scratch memory of a worker: weights, a sum, and 
 TIMEOUT = 120.0
 GATE_OPEN, GATE_DONE = 0, 8  # words for workers: the number of the open call, and how often workers have left a call
 GATE_HALF = 16  # word: the last call whose first phase has ended on this rank. Used if ranks meet between the phases
+# the tables of a state that count rows and tiles from call to call
+COUNTERS = (words.T_SENT_ROWS, words.T_SENT_TILES, words.T_DUE_TILES, words.T_SEEN_TILES, words.T_SEEN_CREDIT,
+            words.T_READ_TILES, words.T_READ_ROWS, words.T_FREE_TILES, words.T_FREED_ROWS, words.T_STAGED_TILES,
+            words.T_STAGED_ROWS, words.T_PUT_ROWS, words.T_PUT_TILES, words.T_PUT_RETURNED, words.T_PUT_CREDIT,
+            words.T_OPEN_ROWS, words.T_OPEN_TILES, words.T_OPEN_RETURNED, words.T_OPEN_CREDIT,
+            words.T_RETURNED)  # fmt: skip
 
 
 class Rank:
@@ -81,17 +87,9 @@ class Rank:
         self.alone: set[int] = set()  # words that only one of its actors uses
         peers = [p for p in range(case.ranks) if p != me]
         self.poison_words = [word_from(self.job, self.st, p, words.POISON) for p in peers]
-        skipped = [words.IDLE_SWEEPS, words.HEARTBEAT]
-        for worker in range(case.workers):
-            c = words.command(self.job, worker)
-            skipped += [
-                words.command_kind(c),
-                words.command_peer(c),
-                words.command_run(c),
-                words.command_shares(c),
-                words.command_opened(c),
-            ]
-        self._skipped = skipped
+        commands = [words.command(self.job, worker) for worker in range(case.workers)]
+        fields = words.command_kind, words.command_peer, words.command_run, words.command_shares, words.command_opened
+        self._skipped = [words.IDLE_SWEEPS, words.HEARTBEAT, *(field(c) for c in commands for field in fields)]
         self._counted = self.job[words.T_COUNTERS]
 
     def add_actors(self) -> None:
@@ -169,15 +167,10 @@ class Rank:
         if not start:
             return
         value = self.cluster.memory.value
-        counters = (words.T_SENT_ROWS, words.T_SENT_TILES, words.T_DUE_TILES, words.T_SEEN_TILES, words.T_SEEN_CREDIT,
-                    words.T_READ_TILES, words.T_READ_ROWS, words.T_FREE_TILES, words.T_FREED_ROWS,
-                    words.T_STAGED_TILES, words.T_STAGED_ROWS, words.T_PUT_ROWS,
-                    words.T_PUT_TILES, words.T_PUT_RETURNED, words.T_PUT_CREDIT, words.T_OPEN_ROWS, words.T_OPEN_TILES,
-                    words.T_OPEN_RETURNED, words.T_OPEN_CREDIT, words.T_RETURNED)  # fmt: skip
         for p in range(self.case.ranks):
             if p == self.me:
                 continue
-            for table in counters:
+            for table in COUNTERS:
                 st[job[table] + p] = start
             if self.case.levels == 2 and p in self.case.nodes.local(self.me):  # else regions have no marks
                 value |= {mark_to(job, st, p, source): start for source in self.case.nodes.remote(self.me)}

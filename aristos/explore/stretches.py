@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import marshal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -92,25 +92,17 @@ class Stretches(Cluster):
     def recorded(self) -> Iterator[None]:
         """While inside, record the values that steps read, or for a replay give steps the recorded values."""
         mem, network = self.memory, self.network
-        operations = (
-            "load",
-            "store",
-            "load_acquire",
-            "store_release",
-            "compare_exchange",
-            "copy_row",
-            "words",
-            "floats",
-        )
-        places: list[tuple[Any, str]] = [(memory, name) for name in operations] + [
-            (mem, "fresh_return"),
-            (mem, "forget_returns"),
+        operations = mem.functions().keys() - {"fetch_add", "clock"}
+        groups: list[tuple[Any, Iterable[str]]] = [
+            (memory, operations),
+            (mem, ("fresh_return", "forget_returns")),
+            (network, ("under_way", "settle")),
+            (wire, ("put", "sync", "progress")),
+            (arithmetic, ("expert_rows", "backward_rows")),
         ]
-        places += [(network, "under_way"), (network, "settle"), (wire, "put"), (wire, "sync"), (wire, "progress")]
-        places += [(self.copies, "settle")] if self.case.proxy else []
+        groups += [(self.copies, ("settle",))] if self.case.proxy else []
         names: dict[tuple[Any, str], Any] = {
-            (owner, name): self._recorded(getattr(owner, name))
-            for owner, name in [*places, (arithmetic, "expert_rows"), (arithmetic, "backward_rows")]
+            (owner, name): self._recorded(getattr(owner, name)) for owner, some in groups for name in some
         }
         names |= {(memory, "clock"): lambda: 0, (loop, "tend_wire"): self._tended(loop.tend_wire)}
         with replaced(names):
