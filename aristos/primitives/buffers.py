@@ -16,3 +16,10 @@ def aligned(shape: tuple[int, ...], dtype: Any = np.float32) -> np.ndarray:
     raw = np.empty(nbytes + LINE, np.uint8)
     start = -raw.ctypes.data % LINE
     return raw[start : start + nbytes].view(dtype).reshape(shape)
+
+
+def zeros(shape: tuple[int, ...], dtype: Any = np.int64) -> np.ndarray:
+    """A new array of zeros that starts on a cache line."""
+    made = aligned(shape, dtype)
+    made[:] = 0
+    return made

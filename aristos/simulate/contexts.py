@@ -10,7 +10,7 @@ import mmap
 
 import numpy as np
 
-from ..primitives.buffers import aligned
+from ..primitives.buffers import zeros
 
 CONTEXT_BYTES = 16 << 10  # sizeof(ucontext_t) is 968 on x86-64 and 4,560 on AArch64
 STACK_BYTES = 512 << 10  # bytes of an actor's stack
@@ -37,8 +37,7 @@ class Contexts:
         """function: address of a C function that takes an int64. The function must never return."""
         library = ctypes.CDLL(None, use_errno=True)
         self.swap = ctypes.cast(library.swapcontext, ctypes.c_void_p).value or 0
-        self._words = aligned((actors + 1, CONTEXT_BYTES), np.uint8)
-        self._words[:] = 0
+        self._words = zeros((actors + 1, CONTEXT_BYTES), np.uint8)
         self._stacks = mmap.mmap(-1, actors * (GUARD_BYTES + STACK_BYTES), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         first = ctypes.addressof(ctypes.c_char.from_buffer(self._stacks))
         self.addresses = [self._words[number].ctypes.data for number in range(actors)]

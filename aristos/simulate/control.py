@@ -6,7 +6,6 @@ actor runs at any moment. Words are int64 unless stated otherwise.
 
 from __future__ import annotations
 
-import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
@@ -14,7 +13,7 @@ from numba.extending import intrinsic
 from kernel_cache.compile import jit
 
 from ..primitives import memory as mem
-from ..primitives.buffers import aligned
+from ..primitives.buffers import zeros
 from ..primitives.named_words import address_of
 
 WORD = 8
@@ -166,8 +165,7 @@ EVENT_WORDS = 7  # time, number, kind, four arguments
 INTERRUPTED, STUCK, FULL, FAILED = 1, 2, 3, 4
 STUCK_NS = 120 * 10**9  # after this much virtual time without a published command, the simulation is stuck
 
-CONTROL = aligned((80,), np.int64)
-CONTROL[:] = 0
+CONTROL = zeros((80,))
 _control = address_of("aristos_simulated_words", CONTROL)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..primitives.buffers import aligned
+from ..primitives.buffers import zeros
 from . import control as c
 from .routes import Routes
 
@@ -16,26 +16,20 @@ def words(routes: Routes, class_of_pair: np.ndarray, most: int) -> tuple[dict[in
     """
     classes, links = len(routes.routes), len(routes.names)
     starts, members = routes.by_link()
-    flows = _zeros(most, c.FLOW_WORDS)
+    flows = zeros((most, c.FLOW_WORDS))
     flows[:, c.NEXT_FLOW] = np.arange(1, most + 1)
     flows[-1, c.NEXT_FLOW] = -1
     arrays = {
         c.CLASS_OF_PAIR: np.ascontiguousarray(class_of_pair, np.int64),
         c.ROUTES: routes.routes, c.CAPACITY: routes.capacity, c.LATENCY: routes.latency,
         c.LINK_STARTS: starts, c.LINK_CLASSES: members,
-        c.CLASS_FLOWS: _zeros(classes), c.CLASS_NUMBERS: np.zeros(2 * classes),
-        c.CLASS_FIRST: np.full(classes, -1, np.int64), c.FIXED: _zeros(classes), c.ACTIVE: _zeros(classes),
-        c.PLACES: _zeros(classes), c.SHARES: np.zeros(links), c.COUNTS: _zeros(links), c.LINK_BYTES: np.zeros(links),
-        c.FLOWS: flows,
+        c.CLASS_FLOWS: zeros((classes,)), c.CLASS_NUMBERS: np.zeros(2 * classes),
+        c.CLASS_FIRST: np.full(classes, -1, np.int64), c.FIXED: zeros((classes,)), c.ACTIVE: zeros((classes,)),
+        c.PLACES: zeros((classes,)), c.SHARES: np.zeros(links), c.COUNTS: zeros((links,)),
+        c.LINK_BYTES: np.zeros(links), c.FLOWS: flows,
     }  # fmt: skip
     numbers = {
         c.CLASSES: classes, c.LINKS: links, c.ROUTE_MOST: routes.routes.shape[1], c.FLOWS_MOST: most, c.FREE_FLOW: 0,
         c.NETWORK_DUE: c.NEVER,
     }  # fmt: skip
     return arrays, numbers
-
-
-def _zeros(*shape: int) -> np.ndarray:
-    made = aligned((int(np.prod(shape)),), np.int64)
-    made[:] = 0
-    return made.reshape(shape)

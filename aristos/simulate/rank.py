@@ -25,8 +25,7 @@ from ..layer.node_weights import foreign_slots
 from ..layer.weights import expert_bytes
 from ..placement import Placement
 from ..primitives import isa, wire
-from ..primitives.arithmetic import ExpertWeights
-from ..primitives.buffers import aligned
+from ..primitives.buffers import aligned, zeros
 from ..row_types import ROW_TYPES
 from ..substrate.cpu.runtime import BATCH, TILE, engine_values, tile_values
 from ..substrate.runtime import BUNDLE_PAIRS
@@ -126,16 +125,12 @@ class Rank:
     ) -> None:
         shape, cfg, placement = regions.shape, layer.cfg, layer.placement
         foreign = layer.foreign(regions.nodes, me)
-        self.state = aligned((tables.words,), np.int64)
-        self.state[:] = 0
+        self.state = zeros((tables.words,))
         regions.fill(me, self.state, tables.starts)
         self.ids = layer.routed(me)
         self.weights = np.ones(self.ids.shape, np.float32)
         self.sums = aligned((self.ids.shape[1] + 8,), np.int64)  # weights of a token
-        self.locks = aligned((64,), np.int64)
-        self.locks[:] = 0
-        self.wire = aligned((wire.words(shape.world),), np.int64)
-        self.wire[:] = 0
+        self.locks, self.wire = zeros((64,)), zeros((wire.words(shape.world),))
         remote = len(regions.nodes.remote(me))
         self.job = job = object_job(
             schema.CPU,

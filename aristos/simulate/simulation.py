@@ -18,7 +18,7 @@ from ..engine.layout import StateLayout
 from ..errors import AristosError, InputError
 from ..host.nodes import Nodes
 from ..layer.collective import shape_of, widths
-from ..primitives.buffers import aligned
+from ..primitives.buffers import aligned, zeros
 from ..row_types import ROW_TYPES
 from ..substrate.cpu.runtime import BATCH
 from ..transport.capacity import free_memory
@@ -78,7 +78,7 @@ class Simulation:
         ]
         self.bulk_words = bulk_words(self.ranks, nodes) if schedule == "bulk" else []
         self.times = np.zeros((2, world, calls), np.int64)  # ns: when each call began, and when it ended
-        self.pairs = self._words(world * world, c.PAIR_WORDS)
+        self.pairs = zeros((world * world, c.PAIR_WORDS))
         self.events = 0  # how many were handled
         self.decisions = np.zeros(world, np.int64)  # how many decisions each rank has made in all calls
         self.kept: dict[int, np.ndarray] = {}  # rank -> [workers, EVENTS_MOST, words] the events of its last call
@@ -102,11 +102,6 @@ class Simulation:
                 f" and {free / 2**30:.1f} GiB are free: simulate fewer ranks or tokens"
             )
 
-    def _words(self, *shape: int) -> np.ndarray:
-        made = aligned((int(np.prod(shape)),), np.int64)
-        made[:] = 0
-        return made.reshape(shape)
-
     # ------------------------------------------------------------ memory that compiled code shares
 
     def _set(self, word: int, value: float) -> None:
@@ -129,7 +124,7 @@ class Simulation:
         ):  # fmt: skip
             self._set(word, value)
         most = 4 * self.actors + 12 * world * world + FLOWS_EACH * world + 1024
-        self._point(c.HEAP, self._words(most, c.EVENT_WORDS))
+        self._point(c.HEAP, zeros((most, c.EVENT_WORDS)))
         self._set(c.EVENTS_MOST, most)
         self._point(c.PAIRS, self.pairs)
         self._fill_costs()
@@ -165,8 +160,8 @@ class Simulation:
         self._point(c.KERNEL, kernel.table(BATCH))
 
     def _fill_actors(self) -> None:
-        self._actors = actors = self._point(c.ACTORS, self._words(self.actors, c.ACTOR_WORDS))
-        ranks = self._point(c.RANKS, self._words(self.world, c.RANK_WORDS))
+        self._actors = actors = self._point(c.ACTORS, zeros((self.actors, c.ACTOR_WORDS)))
+        ranks = self._point(c.RANKS, zeros((self.world, c.RANK_WORDS)))
         for number in range(self.actors):
             me = number // self.workers
             own = self.ranks[me]

@@ -24,7 +24,8 @@ from kernel_cache.compile import Locator, compiling, entry
 
 from ...kernels import cpu as _lowerings  # noqa: F401  registers what the primitives compile to
 from ...primitives import memory as mem
-from ...primitives.buffers import aligned
+from ...primitives.buffers import zeros
+from ...primitives.named_words import address_of
 
 WORD = 8
 
@@ -36,10 +37,9 @@ CURSOR, LOCK, CAPACITY, HEAD = 0, 8, 16, 24  # offsets in bytes: entries taken, 
 THREAD, RANK, CODE, AT, A, B, RESULT, ENTRY_WORDS = range(8)  # words of an entry
 
 LOG, MINE, ELEMENT, PLANTED, TABLE_WORDS = range(5)  # words of TABLE; ELEMENT: bytes of a row's element
-TABLE = aligned((TABLE_WORDS,), np.int64)
-TABLE[:] = 0
-TABLE_SYMBOL, RECORD_SYMBOL = "aristos_races_table", "aristos_races_record"
-binding.add_symbol(TABLE_SYMBOL, TABLE.ctypes.data)
+TABLE = zeros((TABLE_WORDS,))
+table = address_of("aristos_races_table", TABLE)
+RECORD_SYMBOL, RECORD = "aristos_races_record", int64(*[int64] * 4)
 
 
 @intrinsic

@@ -21,7 +21,7 @@ from ...engine.layout import word_from
 from ...layer import collective, exchange
 from ...layer.exchange import Exchange
 from ...layer.moe import MoE
-from ...primitives.buffers import aligned
+from ...primitives.buffers import zeros
 from ...substrate.cpu import runtime as cpu
 from ...transport.group import until_all_are_in
 from ..replaced import replaced
@@ -115,9 +115,8 @@ class Recorder:
     """
 
     def __init__(self) -> None:
-        made = loop()
-        self._words = aligned((16,), np.int64)
-        self._words[:] = 0
+        made = copies.module("substrate.cpu.loop")
+        self._words = zeros((16,))
         begun, left = self._words.ctypes.data, self._words.ctypes.data + 64
         self.jobs: list[np.ndarray] = []
 
