@@ -2,29 +2,31 @@
 
 The syntax tree of each module is changed before it is executed. Accesses to the state become calls of `recorded.get`
 and `recorded.put`. Calls of memory, wire and arithmetic become calls of the functions in `recorded.py`. Each call
-passes its site. The bugs of `planted.py` are compiled in, but switched off. Line numbers do not change. The packages'
-names contain a hash of the files that define these changes. So Numba's cache keeps this code apart from ordinary code,
-and from copies made by other changes.
+passes its site. The bugs of `planted.py` are compiled in, but switched off. Line numbers do not change.
 """
 
 from __future__ import annotations
 
 import ast
-import importlib.util
 import sys
 from collections.abc import Sequence
 from functools import cache
 from importlib import import_module
+from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
+from importlib.util import spec_from_file_location
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from kernel_cache.compile import code_key
+from kernel_cache import copies, sources
 
+from ...engine.layout import word_to
+from ...primitives import arithmetic, memory, wire
+from ...substrate.cpu import loop as _needed  # noqa: F401  imports what the copy shares with the package
 from . import planted, recorded
 
-PACKAGE = Path(__file__).parents[2]
+NAME, PACKAGE, PRIMITIVES = "aristos_recorded", "aristos", "aristos.primitives"
 ENGINE, SUBSTRATE, CPU = "aristos.engine", "aristos.substrate", "aristos.substrate.cpu"
 MODULES = {
     ENGINE: ("arrivals", "bells", "bundles", "bounds", "column_runs", "combine", "dispatch", "exchange", "experts",
@@ -34,25 +36,15 @@ MODULES = {
     CPU: ("loop",),
 }  # fmt: skip
 ORDER = [f"{package}.{name}" for package, names in MODULES.items() for name in names]
+ORIGINALS = {f"{NAME}{name.removeprefix(PACKAGE)}": name for name in ORDER}
 LINE_BITS = 16  # bits of a site that hold the line; the bits above hold the module
 STATES = ("st", "gs")
-SHARED = {  # name of a module in steps -> the functions of it that record
-    "mem": {each.__name__ for each in recorded.MEMORY},
-    "mpi": set(recorded.WIRE),
-    "arithmetic": {each.__name__ for each in recorded.ARITHMETIC},
+# name of a module in steps -> the module, and its functions that record
+RECORDING: dict[str, tuple[ModuleType, dict[str, Any]]] = {
+    "mem": (memory, recorded.MEMORY),
+    "mpi": (wire, recorded.WIRE),
+    "arithmetic": (arithmetic, recorded.ARITHMETIC),
 }
-
-
-def copied(module: str) -> str:
-    """The name of the copy of a module or package."""
-    longest = sorted(MODULES, key=len, reverse=True)
-    package = next(each for each in longest if module == each or module.startswith(f"{each}."))
-    return f"{package}_{_suffix()}{module[len(package) :]}"
-
-
-@cache
-def _suffix() -> str:
-    return f"recorded_{code_key(Path(__file__))[:8]}"
 
 
 class Recording(ast.NodeTransformer):
@@ -124,7 +116,7 @@ class Recording(ast.NodeTransformer):
         function = node.func
         if not isinstance(function, ast.Attribute) or not isinstance(function.value, ast.Name):
             return node
-        if function.attr in SHARED.get(function.value.id, ()):
+        if function.value.id in RECORDING and function.attr in RECORDING[function.value.id][1]:
             node.args.append(self._site(node))
             ast.fix_missing_locations(node)
         return node
@@ -134,76 +126,55 @@ def _is_state(node: ast.AST) -> bool:
     return isinstance(node, ast.Subscript) and isinstance(node.value, ast.Name) and node.value.id in STATES
 
 
-class Finder:
+class Finder(MetaPathFinder, Loader):
     """Finder and loader of the copies."""
 
     def find_spec(self, name: str, path: Sequence[str] | None = None, target: Any = None) -> ModuleSpec | None:
-        original = _originals().get(name)
-        if original is None:
+        if name not in ORIGINALS:
             return None
-        found = importlib.util.find_spec(original)
-        assert found is not None
-        assert found.origin is not None
-        return importlib.util.spec_from_file_location(name, found.origin, loader=self)  # type: ignore[arg-type]
-
-    def create_module(self, spec: ModuleSpec) -> None:
-        return None
+        return spec_from_file_location(name, _file(ORIGINALS[name]), loader=self)
 
     def exec_module(self, module: ModuleType) -> None:
-        original = _originals()[module.__name__]
         file = str(module.__file__)
-        change = Recording(original)
+        change = Recording(ORIGINALS[module.__name__])
         tree = ast.fix_missing_locations(change.visit(ast.parse(Path(file).read_bytes(), file)))
         missing = {bug.name for bug in change._bugs} - set(change.planted)
         if missing:
             raise NotImplementedError(f"{file} lacks the statements of {', '.join(sorted(missing))} in planted.py")
-        vars(module).update(get=recorded.get, put=recorded.put, planted=recorded.planted)
+        vars(module).update(get=recorded.get, put=recorded.put, planted=recorded.planted, word_to=word_to)
         exec(compile(tree, file, "exec"), vars(module))
 
 
-@cache
-def _originals() -> dict[str, str]:
-    return {copied(name): name for name in ORDER}
+def _file(module: str) -> Path:
+    return Path(str(import_module(module).__file__))
 
 
 @cache
-def loop() -> Any:
-    """The recording copy of the module `substrate/cpu/loop.py`."""
-    for package, names in MODULES.items():
-        made = ModuleType(copied(package))
-        made.__path__ = []
-        sys.modules[made.__name__] = made
-        for path in (PACKAGE / package.partition(".")[2].replace(".", "/")).glob("*.py"):
-            name = path.stem
-            if name not in names and not name.startswith("_") and f"{package}.{name}" in sys.modules:
-                original = sys.modules[f"{package}.{name}"]
-                setattr(made, name, original)
-                sys.modules[f"{made.__name__}.{name}"] = original
-    finder = Finder()
-    sys.meta_path.insert(0, finder)
-    try:
-        copies = {name: import_module(copied(name)) for name in ORDER}
-    finally:
-        sys.meta_path.remove(finder)
-    replaced = {id(sys.modules[name]): copy for name, copy in copies.items()}
-    replaced |= {id(before): after for before, after in vars(recorded.NAMESPACES).values()}
-    for copy in copies.values():
-        word_to = sys.modules["aristos.engine.layout"].word_to
-        vars(copy).setdefault("word_to", word_to)  # for planted bugs
-        for key, value in list(vars(copy).items()):
-            home = getattr(value, "__module__", None)
-            if id(value) in replaced:
-                setattr(copy, key, replaced[id(value)])
-            elif home in copies and hasattr(copies[home], key):
-                setattr(copy, key, getattr(copies[home], key))
-    return copies[f"{CPU}.loop"]
+def module(name: str) -> Any:
+    """The recording copy of a module of the package, such as `substrate.cpu.loop`."""
+    _make()
+    return import_module(f"{NAME}.{name}")
+
+
+@cache
+def _make() -> None:
+    """Make the copies. Of their packages all modules that are not in ORDER are those of the package."""
+    packages = PRIMITIVES, *MODULES
+    replaced = {
+        name.removeprefix(f"{PACKAGE}."): module
+        for name, module in sys.modules.items()
+        if name.rpartition(".")[0] in packages and name not in (*ORDER, *packages)
+    }
+    for original, functions in RECORDING.values():
+        replaced[original.__name__.removeprefix(f"{PACKAGE}.")] = copies.changed(original, NAME, functions)
+    again = [name.removeprefix(f"{PACKAGE}.") for name in packages]
+    copies.make(NAME, PACKAGE, again, replaced, sources.files(Path(__file__)))
+    sys.meta_path.insert(0, Finder())
 
 
 @cache
 def _functions(module: str) -> list[tuple[int, int, str]]:
-    found = importlib.util.find_spec(module)
-    assert found is not None
-    tree = ast.parse(Path(str(found.origin)).read_bytes())
+    tree = ast.parse(_file(module).read_bytes())
     return [
         (node.lineno, node.end_lineno or node.lineno, node.name)
         for node in ast.walk(tree)

@@ -10,15 +10,12 @@ symbols, because the kernel cache would keep addresses.
 
 from __future__ import annotations
 
-import ctypes
 from functools import cache
 from typing import Any
 
 import numpy as np
-from llvmlite import binding, ir
+from llvmlite import binding
 from numba import int64, types
-from numba.core import cgutils
-from numba.extending import intrinsic
 
 from kernel_cache.compile import Locator, compiling, entry
 
@@ -41,44 +38,10 @@ TABLE = zeros((TABLE_WORDS,))
 table = address_of("aristos_races_table", TABLE)
 RECORD_SYMBOL, RECORD = "aristos_races_record", int64(*[int64] * 4)
 
-
-@intrinsic
-def _table(typingctx):
-    """Address of the table."""
-
-    def codegen(context, builder, signature, args):
-        name = builder.module.globals.get(TABLE_SYMBOL)
-        name = name or ir.GlobalVariable(builder.module, ir.IntType(64), TABLE_SYMBOL)
-        return builder.ptrtoint(name, ir.IntType(64))
-
-    return types.int64(), codegen
-
-
-@intrinsic
-def _thread(typingctx):
-    """A number of the calling thread, different from those of the other threads of its process."""
-
-    def codegen(context, builder, signature, args):
-        function = cgutils.get_or_insert_function(builder.module, ir.FunctionType(ir.IntType(64), []), "pthread_self")
-        return builder.call(function, [])
-
-    return types.int64(), codegen
-
-
-@intrinsic
-def _record(typingctx, code, at, a, b):
-    """Write the entry of an access. If the access is atomic, also make it and return its result."""
-
-    def codegen(context, builder, signature, args):
-        word = ir.IntType(64)
-        function = cgutils.get_or_insert_function(builder.module, ir.FunctionType(word, [word] * 4), RECORD_SYMBOL)
-        return builder.call(function, args)
-
-    return types.int64(*[types.int64] * 4), codegen
-
-
-table: Any = _table
-record: Any = _record
+# for compiled code: a number of the calling thread, different from those of the other threads of its process
+thread: Any = types.ExternalFunction("pthread_self", int64())
+# record(code, at, a, b) writes the entry of an access. If the access is atomic, it also makes it and returns its result
+record: Any = types.ExternalFunction(RECORD_SYMBOL, RECORD)
 
 
 def write(code, at, a, b):
@@ -107,7 +70,7 @@ def write(code, at, a, b):
     n = mem.fetch_add(log + WORD * CURSOR, 1)
     if n < mem.load(log + WORD * CAPACITY):
         place = log + WORD * (HEAD + ENTRY_WORDS * n)
-        mem.store(place + WORD * THREAD, _thread())  # type: ignore[call-arg]
+        mem.store(place + WORD * THREAD, thread())
         mem.store(place + WORD * RANK, mem.load(names + WORD * MINE))
         mem.store(place + WORD * CODE, code)
         mem.store(place + WORD * AT, at)
@@ -123,7 +86,7 @@ def write(code, at, a, b):
 def prepare() -> Any:
     """Compile `write` and give it its symbol. Returns it as a function that Python can call."""
     with compiling(name=__name__):
-        made = entry(write, int64(*[int64] * 4), Locator)
+        made = entry(write, RECORD, Locator)
     binding.add_symbol(RECORD_SYMBOL, made.address)
     return made.ctypes
 
@@ -144,8 +107,7 @@ class Log:
         self._window: Any = MPI.Win.Allocate_shared(nbytes, 1, comm=comm)
         memory, _ = self._window.Shared_query(0)
         self.capacity = entries
-        words = (ctypes.c_int64 * (HEAD + ENTRY_WORDS * entries)).from_address(memory.address)
-        self._words = np.ctypeslib.as_array(words)
+        self._words = np.asarray(memory).view(np.int64)
         self._comm, self._address = comm, memory.address
         if comm.rank == 0:
             self._words[:HEAD] = 0

@@ -7,13 +7,11 @@ are recorded. For an array of weights, only the first word is recorded, and stan
 
 from __future__ import annotations
 
-from types import ModuleType, SimpleNamespace
-
 from kernel_cache.compile import jit
 
 from ...kernels.cpu.expert import FC
 from ...kernels.cpu.gemm import PITCH
-from ...primitives import arithmetic, memory, taped, wire
+from ...primitives import arithmetic, taped, wire
 from ...primitives import memory as mem
 from ...primitives.buffers import FLOAT
 from .log import (
@@ -106,11 +104,6 @@ def notify(word, value, nbytes, site):
 
 
 @jit
-def arrived(word, site):
-    return record(code(ACQUIRE, site), word, 0, 0)
-
-
-@jit
 def fetch_add(addr, value, site):
     return record(code(ADD, site), addr, value, 0)
 
@@ -127,7 +120,11 @@ def copy_row(dst, src, nbytes, site):
     mem.copy_row(dst, src, nbytes)
 
 
-MEMORY = (load, store, load_acquire, store_release, notify, arrived, fetch_add, compare_exchange, copy_row)
+MEMORY = {
+    each.__name__: each
+    for each in (load, store, load_acquire, store_release, notify, fetch_add, compare_exchange, copy_row)
+}
+MEMORY["arrived"] = load_acquire
 
 # ---- the wire
 
@@ -296,28 +293,16 @@ def weigh_row(kernels, call, site):
     arithmetic.weigh_row(kernels, call)
 
 
-ARITHMETIC = (
-    expert_rows,
-    backward_rows,
-    up_columns,
-    down_columns,
-    combine_token,
-    route_block,
-    weigh_shared,
-    weigh_row,
-)
-
-
-def instead(module: ModuleType, functions: dict[str, object]) -> ModuleType:
-    """A module with some functions replaced."""
-    made = ModuleType(f"{module.__name__}_recorded")
-    vars(made).update({name: value for name, value in vars(module).items() if not name.startswith("__")})
-    vars(made).update(functions)
-    return made
-
-
-NAMESPACES = SimpleNamespace(
-    memory=(memory, instead(memory, {each.__name__: each for each in MEMORY})),
-    wire=(wire, instead(wire, WIRE)),
-    arithmetic=(arithmetic, instead(arithmetic, {each.__name__: each for each in ARITHMETIC})),
-)
+ARITHMETIC = {
+    each.__name__: each
+    for each in (
+        expert_rows,
+        backward_rows,
+        up_columns,
+        down_columns,
+        combine_token,
+        route_block,
+        weigh_shared,
+        weigh_row,
+    )
+}

@@ -10,6 +10,7 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -25,9 +26,8 @@ from ...primitives.buffers import zeros
 from ...substrate.cpu import runtime as cpu
 from ...transport.group import until_all_are_in
 from ..replaced import replaced
-from . import log, planted
+from . import copies, log, planted
 from .checker import Checker, Found
-from .copies import copied, loop
 from .log import ACQUIRE, ADD, ELEMENT, PLANTED, RELEASE, TABLE, WORKER, WRITE, note
 from .space import Mapped, Range, Space, ranges_of
 
@@ -130,8 +130,8 @@ class Recorder:
 
         self.work = Marked(made.work, enter, lambda: note(ADD, left, 1))
         self.run_alone = Marked(made.run_alone, lambda job, state: self.jobs.append(job.copy()))
-        self.packing = _Names(begin=Marked(made.packing.begin, begin, lambda: note(RELEASE, begun, 1)))
-        self.steps = _Names(end=Marked(made.steps.end, lambda job, state: note(ACQUIRE, left)))
+        self.packing = SimpleNamespace(begin=Marked(made.packing.begin, begin, lambda: note(RELEASE, begun, 1)))
+        self.steps = SimpleNamespace(end=Marked(made.steps.end, lambda job, state: note(ACQUIRE, left)))
 
     def labels(self) -> list[Range]:
         """Ranges of the memory that calls have used so far, with names."""
@@ -149,11 +149,6 @@ class Recorder:
             ):
                 found.append(Range(int(job[word]), nbytes, 0, name))
         return found
-
-
-class _Names:
-    def __init__(self, **values: Any) -> None:
-        vars(self).update(values)
 
 
 def make_all(comm: Any, tries: list[tuple[Case, int]], calls: int, seed: int) -> Iterator[Result]:
@@ -182,7 +177,7 @@ def make(comm: Any, case: Case, bug: int, record: log.Log, calls: int, seed: int
     small = {
         (collective, "ring_rows"): lambda places, stride, most, others=0: min(RING, most),
         (cpu.CpuRuntime, "loop"): recorder,
-        (exchange, "step"): _step(),
+        (exchange, "step"): copies.module("engine.exchange"),
         (cpu, "ALONE"): PATIENT,
         (cpu, "CROWDED"): PATIENT,
     }
@@ -215,12 +210,6 @@ def make(comm: Any, case: Case, bug: int, record: log.Log, calls: int, seed: int
             for _ in until_all_are_in(comm):
                 time.sleep(PAUSE)  # a barrier of MPI would keep a core busy while rank 0 checks the log
     return result
-
-
-def _step() -> Any:
-    import sys
-
-    return sys.modules[copied("aristos.engine.exchange")]
 
 
 def _layer(comm: Any, case: Case) -> MoE:
