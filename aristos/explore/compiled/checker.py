@@ -23,6 +23,7 @@ from ...engine.layout import CODED_BYTES
 from .. import places
 from ..clocks import Clock, Clocks
 from ..places import OUTBOX, REMOTE, STATE, WIRE, private
+from ..regions import BELL, CODED
 from ..violation import Race
 from . import log
 from .copies import where
@@ -66,13 +67,14 @@ class Accesses:
 class Checker(Clocks):
     """Replays a log with vector clocks. races: those found so far."""
 
+    me = 0
+
     def __init__(self, entries: np.ndarray, space: Space) -> None:
         super().__init__()
         self.space, self.entries = space, entries
         self.kinds = entries[:, log.CODE] & ((1 << KIND_BITS) - 1)
         self.numbers = space.numbers(entries[:, log.RANK], entries[:, log.AT])
         self.races: list[Found] = []
-        self._current = 0
         self._actors()
         self._plain = self._accesses()
 
@@ -92,10 +94,6 @@ class Checker(Clocks):
                 self.network[rank, peer] = len(self.names)
                 self.names.append(f"the network from rank {rank} to rank {peer}")
         self.begin(len(self.names))
-
-    @property
-    def me(self) -> int:
-        return self._current
 
     def actor(self, number: int) -> str:
         return self.names[number]
@@ -124,7 +122,7 @@ class Checker(Clocks):
         moved += [
             (i, network, target, nbytes, 1)
             for i, network, _, target, nbytes in self.puts
-            if not (self.space.is_coded(target) or self.space.is_bell(target))
+            if self.space.put_kind(target) not in (CODED, BELL)
         ]
         more = np.array(moved, np.int64).reshape(-1, 5)
         entry = np.concatenate([plain, more[:, 0]])
@@ -209,7 +207,7 @@ class Checker(Clocks):
             while at < end and entries[at] < i:
                 self._access(entries[at], actors[at], numbers[at], writes[at])
                 at += 1
-            self._current = int(self.thread[i])
+            self.me = int(self.thread[i])
             self._event(i, coded[i], puts.get(i))
         while at < end:
             self._access(entries[at], actors[at], numbers[at], writes[at])
@@ -231,7 +229,7 @@ class Checker(Clocks):
                     self.races.append(Found(text, here, ""))
 
     def _access(self, entry: int, actor: int, number: int, writes: bool) -> None:
-        self._current = actor
+        self.me = actor
         if writes:
             self._try(entry, number, self.check_write, number)
             self.note_write(number)
@@ -250,16 +248,10 @@ class Checker(Clocks):
                 self._pending[self.me] = tuple(map(max, before, known))
         elif kind == WRITE:
             self._coded_values[number] = int(self.entries[i, log.B])
-        elif kind == ACQUIRE:
-            self._acquire(i, number)
-        elif kind == RELEASE:
-            self._release(i, number)
-        elif kind == ADD:
-            self._acquire(i, number)
-            self._release(i, number)
-        elif kind == EXCHANGE:
-            self._acquire(i, number)
-            if self.entries[i, log.RESULT]:
+        elif ACQUIRE <= kind <= EXCHANGE:
+            if kind != RELEASE:
+                self._acquire(i, number)
+            if kind in (RELEASE, ADD) or (kind == EXCHANGE and self.entries[i, log.RESULT]):
                 self._release(i, number)
         elif kind == SYNC:
             if self.me in self._pending:
@@ -284,13 +276,13 @@ class Checker(Clocks):
 
     def _put(self, network: int, source: int, target: int, nbytes: int) -> None:
         clock = self.clocks[self.me]
-        if self.space.is_coded(target):
+        if self.space.put_kind(target) == CODED:
             for word in range(0, nbytes, WORD):
                 if source + word in self._coded_values:
                     value = self._coded_values[source + word]
                     self._history.setdefault(target + word, []).append((value, clock))
         self.tick()
-        self._current = network
+        self.me = network
         self.tick()
         self.join(clock)
 

@@ -12,19 +12,11 @@ from typing import Any
 import numpy as np
 
 from ...engine import words
-from ...engine.layout import (
-    EngineShape,
-    PairLayout,
-    StateLayout,
-    bell_bytes,
-    local_bytes,
-    outbox_bytes,
-    remote_bytes,
-)
+from ...engine.layout import EngineShape, StateLayout, bell_bytes, local_bytes, outbox_bytes, remote_bytes
 from ...host.nodes import Nodes
 from ...substrate.cpu.runtime import CpuRuntime
 from .. import places
-from ..regions import BELL, CODED, Regions
+from ..regions import PLAIN, Regions
 
 OTHER, OTHER_BITS = 1 << 61, 48
 WORD = 8
@@ -93,7 +85,7 @@ class Space:
 
     def __init__(self, shape: EngineShape, nodes: Nodes, tables: StateLayout, mapped: list[Mapped]) -> None:
         self.shape, self.nodes, self.mapped = shape, nodes, mapped
-        self.regions, self.layout = Regions.of(shape, nodes), PairLayout.of(shape)
+        self.regions = Regions.of(shape, nodes)
         self._starts = sorted((start, name) for name, start in tables.starts.items())
 
     def numbers(self, ranks: np.ndarray, addresses: np.ndarray) -> np.ndarray:
@@ -113,13 +105,9 @@ class Space:
         """The number of the byte at offset `at` of a rank's MPI window."""
         return places.address(peer, places.REMOTE, at - self.mapped[peer].shift[peer])
 
-    def is_coded(self, number: int) -> bool:
-        """Whether MPI puts a word as {value, complement}."""
-        return places.where(number)[1] == places.REMOTE and self.regions.place(number).kind == CODED
-
-    def is_bell(self, number: int) -> bool:
-        """Whether a number is a byte that MPI puts as a bell."""
-        return places.where(number)[1] == places.REMOTE and self.regions.place(number).kind == BELL
+    def put_kind(self, number: int) -> int:
+        """What MPI puts there: CODED for a {value, complement}, BELL for the byte of a bell, or another kind."""
+        return self.regions.place(number).kind if places.where(number)[1] == places.REMOTE else PLAIN
 
     def bells(self, rank: int) -> range:
         """The numbers of the bells in a rank's window for remote peers."""
@@ -128,9 +116,8 @@ class Space:
 
     def in_area(self, numbers: np.ndarray, area: int) -> np.ndarray:
         """Which numbers lie in this private area of any rank."""
-        inside = (numbers >= places.FIRST) & (numbers < OTHER)
-        private = (numbers >> places.PART_BITS & places.PRIVATE) == places.PRIVATE
-        return inside & private & ((numbers >> places.AREA_BITS & places.AREA_MASK) == area)
+        private = self.in_part(numbers, places.PRIVATE)
+        return private & ((numbers >> places.AREA_BITS & places.AREA_MASK) == area)
 
     def in_part(self, numbers: np.ndarray, part: int) -> np.ndarray:
         """Which numbers lie in this part of any rank's memory."""
