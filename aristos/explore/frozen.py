@@ -2,61 +2,56 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from . import landing
 from .private_state import Host, Private
-from .stretches import Stretches
+from .rank import Rank
+from .stretches import Log, Stretches
 
-DICTS = ("value", "writes", "reads", "released", "returned", "full", "holders")  # fields changed in place
+MEMORY = ("value", "writes", "reads", "released", "returned", "full", "holders", "clocks")
+CHECKS = ("runs", "credit")
+CHANGING = dict, list, set  # types of values that are changed in place
+ACTOR = ("enabled", "done", "op", "at", "seen", "fresh", "flushing")
 
 
 @dataclass(frozen=True)
 class Frozen:
-    """A saved cluster, with its actors at their next operations."""
+    """A saved cluster, with its actors at their next operations. fields: (object, name of its field, value)."""
 
-    dicts: tuple[Any, ...]
-    network: tuple[Any, ...]
-    clocks: tuple[Any, ...]
-    runs: Any
-    credit: dict[tuple[int, int], int]
-    ranks: tuple[Private, ...]
-    hosts: tuple[Host, ...]
-    actors: tuple[tuple[Any, ...], ...]
-    stretches: tuple[tuple[Private | Host, bytes, tuple[Any, ...]], ...]
+    fields: list[tuple[Any, str, Any]]
+    ranks: list[tuple[Rank, Private | Host]]
+    stretches: list[tuple[Private | Host, bytes, Log]]
 
     @classmethod
     def of(cls, cluster: Stretches) -> Frozen:
-        memory = cluster.memory
+        owners: list[tuple[Any, Iterable[str]]] = [
+            (cluster.memory, MEMORY),
+            (cluster.network, landing.DICTS),
+            (cluster.checks, CHECKS),
+            *((actor, ACTOR) for actor in cluster.sched.actors),
+        ]
         return cls(
-            tuple(getattr(memory, name).copy() for name in DICTS),
-            tuple(getattr(cluster.network, name).copy() for name in landing.DICTS),
-            tuple(memory.clocks),
-            cluster.checks.runs.copy(),
-            cluster.checks.credit.copy(),
-            tuple(Private.of(rank) for rank in cluster.ranks),
-            tuple(Host.of(rank) for rank in cluster.ranks),
-            tuple((a.enabled, a.done, a.op, a.at, dict(a.seen), a.fresh, a.flushing) for a in cluster.sched.actors),
-            tuple((start, digest, tuple(log)) for start, digest, log in cluster.stretches),
+            [(owner, name, _copied(getattr(owner, name))) for owner, names in owners for name in names],
+            [(rank, kind.of(rank)) for rank in cluster.ranks for kind in (Private, Host)],
+            [(start, digest, log[:]) for start, digest, log in cluster.stretches],
         )
 
     def restore(self, cluster: Stretches) -> None:
         """Restore the cluster, whose actors must be rebuilt afterwards."""
-        memory = cluster.memory
-        for name, kept in zip(DICTS, self.dicts):
-            setattr(memory, name, kept.copy())
-        for name, kept in zip(landing.DICTS, self.network):
-            setattr(cluster.network, name, kept.copy())
-        memory.clocks = list(self.clocks)
-        cluster.checks.runs, cluster.checks.credit = self.runs.copy(), self.credit.copy()
-        cluster.share_network()
-        for rank, private, host in zip(cluster.ranks, self.ranks, self.hosts):
-            private.restore(rank)
-            host.restore(rank)
         cluster.sched.current = None
         cluster.sched.kill()
-        for actor, (enabled, done, op, at, seen, fresh, flushing) in zip(cluster.sched.actors, self.actors):
-            actor.enabled, actor.done, actor.op, actor.at = enabled, done, op, at
-            actor.seen, actor.fresh, actor.flushing, actor.greenlet = dict(seen), fresh, flushing, None
-        cluster.stretches = [(start, digest, list(log)) for start, digest, log in self.stretches]
+        for actor in cluster.sched.actors:
+            actor.greenlet = None
+        for owner, name, kept in self.fields:
+            setattr(owner, name, _copied(kept))
+        cluster.share_network()
+        for rank, state in self.ranks:
+            state.restore(rank)
+        cluster.stretches = [(start, digest, log[:]) for start, digest, log in self.stretches]
+
+
+def _copied(value: Any) -> Any:
+    return value.copy() if isinstance(value, CHANGING) else value

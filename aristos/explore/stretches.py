@@ -7,8 +7,6 @@ it was.
 
 from __future__ import annotations
 
-import hashlib
-import marshal
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -147,34 +145,11 @@ class Stretches(Cluster):
     def mark(self, actor: Actor) -> None:
         """Begin a stretch of an actor, from the state that its rank is in."""
         rank = self.ranks[actor.rank]
-        if actor.daemon:
-            host = Host.of(rank)
-            self.stretches[actor.number] = host, hashlib.blake2b(repr(self._known(host)).encode()).digest(), []
-            actor.fresh = True
-            return
-        rank.st[words.IDLE_SWEEPS] = rank.slices = 0
-        start = Private.of(rank)
-        self.stretches[actor.number] = start, self._digest(start), []
+        if not actor.daemon:
+            rank.st[words.IDLE_SWEEPS] = rank.slices = 0
+        start: Private | Host = (Host if actor.daemon else Private).of(rank)
+        self.stretches[actor.number] = start, start.digest(), []
         actor.fresh = True
-
-    def _digest(self, private: Private) -> bytes:
-        """A hash of the state from which an actor continues."""
-        st, job = private.st[:], private.job
-        counters, command = job[words.T_COUNTERS], job[words.T_COMMAND]
-        st[counters : counters + words.COUNTER_WORDS] = [0] * words.COUNTER_WORDS
-        st[command : command + 2 * job[words.T_COMMAND_STEP]] = [0] * (2 * job[words.T_COMMAND_STEP])
-        st[job[words.T_PEER_WAIT] : words.peer_wait(job, job[words.WORLD])] = [0] * job[words.WORLD]
-        st[words.PROGRESS] = st[words.IDLE_SWEEPS] = st[words.HEARTBEAT] = 0
-        plain = [v for v in private.plain if isinstance(v, (int, str))]
-        outputs = [sorted(o.items()) for o in (*private.outputs, private.output)]
-        return hashlib.blake2b(marshal.dumps((st, plain, outputs), 2), digest_size=12).digest()
-
-    @staticmethod
-    def _known(host: Host) -> list[list[int]]:
-        """The state from which a proxy continues, apart from statistics."""
-        job, st, gpu, cs = host.sides
-        counters = range(job[words.T_COUNTERS], job[words.T_COUNTERS] + words.COUNTER_WORDS)
-        return [job, [0 if i in counters else word for i, word in enumerate(st)], gpu, cs]
 
     def replay(self, actor: Actor) -> None:
         """Run the actor's stretch again, up to the place where the actor was."""
