@@ -22,7 +22,6 @@ from .step_limit import every_step_ends
 from .violation import Crash, Violation
 
 FINE, FOUND, INCOMPLETE, INTERRUPTED = 0, 1, 3, 130
-FOREVER = float("inf")
 SECONDS = 1800.0  # how long an exhaustive search may take
 
 
@@ -41,10 +40,10 @@ class FailedSchedule:
 class Sweep:
     """The outcome of many schedules."""
 
-    schedules: int
-    steps: int
-    seconds: float
-    failure: FailedSchedule | None
+    schedules: int = 0
+    steps: int = 0
+    seconds: float = 0.0
+    failure: FailedSchedule | None = None
     interrupted: bool = False  # whether Ctrl-C ended the sweep
 
 
@@ -73,23 +72,19 @@ def say(line: str) -> None:
     print(f"aristos explore: {line}", file=sys.stderr, flush=True)
 
 
-def explore(
-    asked: cases.Asked,
-    strategy: str,
-    schedules: int,
-    seed: int,
-    seconds: float,
-    passed_over: tuple[type[Violation], ...] = (),
-) -> Sweep:
-    """Run schedules seed, seed + 1, ... until one fails or `seconds` are over. passed_over: violations to ignore."""
-    clock, steps, ran = Clock(), 0, 0
+def explore(asked: cases.Asked, options: Any, passed_over: tuple[type[Violation], ...] = ()) -> Sweep:
+    """Run schedules from the seed of the options on, until one fails or their time is over.
+
+    passed_over: violations to ignore.
+    """
+    clock, sweep = Clock(), Sweep()
     warnings.filterwarnings("ignore", message="rank .* has waited")
     try:
-        for number in range(seed, seed + schedules):
-            if clock.seconds > seconds:
+        for number in range(options.seed, options.seed + options.schedules):
+            if options.seconds and clock.seconds > options.seconds:
                 break
             case = cases.draw(number, asked)
-            plan = strategies.Recorded(strategies.make(strategy, number, strategies.length(case)))
+            plan = strategies.Recorded(strategies.make(options.strategy, number, strategies.length(case)))
             cluster = Cluster(case, plan)
             try:
                 with every_step_ends(cluster.sched):
@@ -97,48 +92,34 @@ def explore(
             except passed_over:
                 pass
             except Violation as violation:
-                failure = FailedSchedule(number, case, violation, plan.decisions, cluster.sched.steps)
-                return Sweep(ran + 1, steps + cluster.sched.steps, clock.seconds, failure)
-            ran += 1
-            steps += cluster.sched.steps
-            clock.tick(f"{ran} of {schedules} schedules")
+                sweep.failure = FailedSchedule(number, case, violation, plan.decisions, cluster.sched.steps)
+            sweep.schedules += 1
+            sweep.steps += cluster.sched.steps
+            if sweep.failure is not None:
+                break
+            clock.tick(f"{sweep.schedules} of {options.schedules} schedules")
     except KeyboardInterrupt:
-        return Sweep(ran, steps, clock.seconds, None, interrupted=True)
-    return Sweep(ran, steps, clock.seconds, None)
+        sweep.interrupted = True
+    sweep.seconds = clock.seconds
+    return sweep
 
 
 def report(sweep: Sweep, options: Any) -> int:
     """Print the outcome. Returns the exit code."""
-    failure = sweep.failure
-    found: dict[str, Any] = {
-        "schedules": sweep.schedules,
-        "steps": sweep.steps,
-        "seconds": round(sweep.seconds, 3),
-        "seed": options.seed,
-        "found": None,
-    }
-    if failure is not None:
-        shorter = shorten(failure)
-        found["found"] = {
-            "seed": failure.seed,
-            "what": type(failure.violation).__name__,
-            "message": str(shorter.violation),
-            "seconds_to_shorten": round(shorter.seconds, 3),
-            "case": shorter.case.describe(),
-            "story": shorter.story.splitlines(),
-        }
+    found = None if sweep.failure is None else shorten(sweep.failure)
     if options.json:
-        print(json.dumps(found))
-    elif failure is None:
+        numbers = {"schedules": sweep.schedules, "steps": sweep.steps, "seconds": round(sweep.seconds, 3)}
+        print(json.dumps({**numbers, "seed": options.seed, "found": found}))
+    elif found is None:
         print(
             f"{sweep.schedules} schedule{'s'[: sweep.schedules != 1]} from seed {options.seed}, {sweep.steps} steps,"
             f" {sweep.seconds:.1f} s: nothing found{' until Ctrl-C' if sweep.interrupted else ''}"
         )
     else:
-        show(failure, shorter)
+        show(found)
     if sweep.interrupted:
         return INTERRUPTED
-    return FINE if failure is None else FOUND
+    return FINE if found is None else FOUND
 
 
 def within(own: cases.Asked, options: Any) -> cases.Asked:
@@ -154,15 +135,8 @@ def mutate(options: Any) -> int:
     for name in names:
         bug = catalogue.load()[name]
         with bug.applied():
-            asked = within(bug.asked, options)
-            sweep = explore(
-                asked,
-                options.strategy,
-                options.schedules,
-                options.seed,
-                options.seconds or FOREVER,
-                passed_over=(Crash,),  # a schedule in which the bug crashes a step shows nothing about the protocol
-            )
+            # a schedule in which the bug crashes a step shows nothing about the protocol
+            sweep = explore(within(bug.asked, options), options, passed_over=(Crash,))
             if sweep.interrupted:
                 raise KeyboardInterrupt
             kind = type(sweep.failure.violation).__name__ if sweep.failure is not None else ""
@@ -172,7 +146,7 @@ def mutate(options: Any) -> int:
             outcome = f"{kind or 'NOT found'} in {sweep.schedules}"
             print(f"{name:32s}{outcome:20s}{sweep.seconds:6.1f} s  {bug.what}", flush=True)
             if sweep.failure is not None and len(names) == 1:
-                show(sweep.failure, shorten(sweep.failure))
+                show(shorten(sweep.failure))
     if options.json:
         print(json.dumps({"mutations": results}))
     return FINE if all(result["found"] for result in results) else FOUND
@@ -180,20 +154,10 @@ def mutate(options: Any) -> int:
 
 def small_case(routing: str, options: Any) -> cases.Case:
     """The small case that the options name."""
-    rows, calls = options.rows or 2, options.calls or 2
     if options.transport == "levels":
-        return small_nodes(routing, rows, calls, options.sums)
-    return small(
-        routing,
-        rows,
-        options.tokens,
-        calls,
-        options.transport,
-        options.stay or 0,
-        options.scalars,
-        options.backward,
-        options.once,
-    )
+        return small_nodes(routing, options.rows, options.calls, options.sums)
+    names = ("rows", "tokens", "calls", "transport", "scalars", "backward", "once")
+    return small(routing, stay=options.stay or 0, **{name: getattr(options, name) for name in names})
 
 
 def search(options: Any) -> int:
@@ -230,28 +194,37 @@ def search(options: Any) -> int:
     elif found is None:
         print(f"{total} states, {'complete' if complete else 'not complete'}: nothing found")
     else:
-        tell(found["what"], found["message"], found["case"], "\n".join(found["story"]))
+        tell(found)
     if options.mutation:
         return FINE if found is not None else FOUND
     return FOUND if found is not None else FINE if complete else INCOMPLETE
 
 
-def shorten(failure: FailedSchedule) -> shrink.Short:
-    """Shorten a failing schedule."""
-    say(f"schedule {failure.seed} fails: {type(failure.violation).__name__}; it is being shortened")
-    return shrink.shrink(failure.case, failure.decisions, failure.violation, failure.steps)
+def shorten(failure: FailedSchedule) -> dict[str, Any]:
+    """Shorten a failing schedule. Returns what `--json` shows of it."""
+    what = type(failure.violation).__name__
+    say(f"schedule {failure.seed} fails: {what}; it is being shortened")
+    shorter = shrink.shrink(failure.case, failure.decisions, failure.violation, failure.steps)
+    return {
+        "seed": failure.seed,
+        "what": what,
+        "message": str(shorter.violation),
+        "seconds_to_shorten": round(shorter.seconds, 3),
+        "case": failure.case.describe(),
+        "story": shorter.story.splitlines(),
+    }
 
 
-def show(failure: FailedSchedule, shorter: shrink.Short) -> None:
+def show(found: dict[str, Any]) -> None:
     """Print a failing schedule as text."""
-    again = f"the same options with --seed {failure.seed} --schedules 1 run it again"
-    print(f"schedule {failure.seed} ({again}), shortened in {shorter.seconds:.1f} s")
-    tell(type(shorter.violation).__name__, str(shorter.violation), shorter.case.describe(), shorter.story)
+    again = f"the same options with --seed {found['seed']} --schedules 1 run it again"
+    print(f"schedule {found['seed']} ({again}), shortened in {found['seconds_to_shorten']:.1f} s")
+    tell(found)
 
 
-def tell(what: str, message: str, case: str, story: str) -> None:
+def tell(found: dict[str, Any]) -> None:
     """Print a case, its story, and then the violation. The violation is last because readers begin at the end."""
-    print(f"{case}\n{story}\n{what}: {message}")
+    print(found["case"], *found["story"], f"{found['what']}: {found['message']}", sep="\n")
 
 
 def run_explorer(options: Any) -> int:
@@ -266,5 +239,4 @@ def run_explorer(options: Any) -> int:
     fixed += (("once", 1),) if options.once else ()
     fixed += (("sums", True), ("backward", False), ("scalars", False)) if options.sums else ()
     asked = cases.Asked(options.ranks, options.rows, options.calls, options.transport, fixed=fixed)
-    sweep = explore(asked, options.strategy, options.schedules, options.seed, options.seconds or FOREVER)
-    return report(sweep, options)
+    return report(explore(asked, options), options)

@@ -23,9 +23,8 @@ IN_VAIN = 24  # shrinking ends after this many trials in a row that gave no shor
 
 @dataclass(frozen=True)
 class Short:
-    """A failing schedule, its case, its violation, its story, and the seconds that shrinking took."""
+    """A failing schedule, its violation, its story, and the seconds that shrinking took."""
 
-    case: Case
     decisions: list[int]
     violation: Violation
     story: str
@@ -74,7 +73,7 @@ def shrink(case: Case, decisions: list[int], violation: Violation, steps: int) -
         size //= 2
     best = _trim(best)
     found, lines = attempt(case, best, steps, with_story=True)
-    return Short(case, best, found or violation, lines, time.monotonic() - began)
+    return Short(best, found or violation, lines, time.monotonic() - began)
 
 
 def _trim(decisions: list[int]) -> list[int]:
