@@ -86,7 +86,7 @@ class Cluster:
         if self.case.proxy:
             self.memory.reach = Reach(self.memory.regions)
             self.copies = Copies(network)
-            self.copies.add_actor()
+            self.copies.add_actor("copies")
         return network
 
     @property

@@ -27,12 +27,6 @@ class Copies(SimulatedNetwork):
         self.flying, self.sources = network.flying, network.sources
         self.broken: set[int] = set()  # ranks whose copies fail
 
-    def add_actor(self) -> None:
-        """Add the actor that lands words."""
-        super().add_actor()
-        assert self.actor is not None
-        self.actor.name = "copies"
-
     def target(self, peer: int, at: int) -> int:
         return at
 
@@ -49,11 +43,8 @@ class Copies(SimulatedNetwork):
         """Wait until all copies of `peer`'s data have landed."""
         self.check_caller(address)
         self.sched.switch(FLUSH, address)
-        actor, rank = self.sched.me, self.memory.rank
         while any(p.put.wire == address and p.put.peer == peer for p in self.moving.values()):
-            before, actor.seen = actor.seen, {self.key(rank): 0}
-            self.sched.wait(f"waits for its copies of rank {peer}")
-            actor.seen = before
+            self.sched.wait_for({self.key(self.memory.rank): 0}, f"waits for its copies of rank {peer}")
         self._settle(address, peer)
 
     def key(self, rank: int) -> int:

@@ -14,8 +14,7 @@ from collections.abc import Callable
 
 from ..engine import words
 from .copies import Copies
-from .network import Put, PutWord, SimulatedNetwork
-from .places import put_target
+from .network import PutWord, SimulatedNetwork
 from .regions import BELL, CODED, WORD
 from .scheduler import FLUSH, LAND, POLL
 
@@ -29,17 +28,12 @@ class Landing(SimulatedNetwork):
     again: Callable[[], bool]  # whether the actor is being rebuilt; then it repeats its operations without waits
 
     def put(self, address: int, peer: int, at: int, source: int, nbytes: int) -> None:
-        memory = self.memory
         self.check_caller(address)
-        self.count += 1
-        put = Put(address, self.count, memory.rank, peer, memory.me, memory.clocks[memory.me])
-        if memory.story is not None:
-            memory.note(f"put {nbytes // WORD} words", put_target(peer, at), 0, 0)
-        for offset in range(0, nbytes, WORD):
-            put_word = PutWord(put, put_target(peer, at) + offset, source + offset)
-            if self._carries(put_word.target):
-                self._send(put_word)
-        memory.tick()
+        self._post(address, peer, at, source, nbytes)
+
+    def _send(self, put_word: PutWord) -> None:
+        if self._carries(put_word.target):
+            super()._send(put_word)
 
     def _carries(self, at: int) -> bool:
         """Whether words are put there in this search."""

@@ -379,9 +379,7 @@ class Memory(Clocks):
         if self.value.get(at, 0) != held:
             self.sched.switch("idle")
             return
-        before, actor.seen = actor.seen, {at: held}
-        self.sched.wait("waits for a lock")
-        actor.seen = before
+        self.sched.wait_for({at: held}, "waits for a lock")
 
     def clock(self) -> int:
         """Move time on by one of JUMPS, which differ so much that any timed wait may end now or not. Returns the

@@ -66,9 +66,9 @@ class SimulatedNetwork:
         self.learned: dict[int, Clock] = {}  # actor -> the clock of the coded words read since its last sync
         self.actor: Actor | None = None
 
-    def add_actor(self) -> None:
+    def add_actor(self, name: str = "network") -> None:
         """Add the actor that lands words."""
-        self.actor = self.sched.add("network", -1, self.segment, daemon=True)
+        self.actor = self.sched.add(name, -1, self.segment, daemon=True)
         self.actor.enabled = False
 
     # ---- functions of `wire`
@@ -80,14 +80,19 @@ class SimulatedNetwork:
         bell = memory.regions.place(self.target(peer, at)).kind == BELL
         if nbytes != 1 if bell else nbytes <= 0 or nbytes % WORD:
             raise Unbounded(f"rank {memory.rank} puts {nbytes} bytes")
+        self._post(address, peer, at, source, nbytes)
+        if sum(p.put.wire == address and p.put.peer == peer for p in self.flying.values()) > MOST_WORDS:
+            raise Unbounded(f"rank {memory.rank} has too many words under way to rank {peer}")
+
+    def _post(self, address: int, peer: int, at: int, source: int, nbytes: int) -> None:
+        """Send the words of a put."""
+        memory, target = self.memory, self.target(peer, at)
         self.count += 1
         put = Put(address, self.count, memory.rank, peer, memory.me, memory.clocks[memory.me])
         if memory.story is not None:
-            memory.note(f"put {nbytes // WORD} words", self.target(peer, at), 0, 0)
+            memory.note(f"put {nbytes // WORD} words", target, 0, 0)
         for offset in range(0, nbytes, WORD):
-            self._send(PutWord(put, self.target(peer, at) + offset, source + offset))
-        if sum(p.put.wire == address and p.put.peer == peer for p in self.flying.values()) > MOST_WORDS:
-            raise Unbounded(f"rank {memory.rank} has too many words under way to rank {peer}")
+            self._send(PutWord(put, target + offset, source + offset))
         memory.tick()
 
     def target(self, peer: int, at: int) -> int:
@@ -138,10 +143,8 @@ class SimulatedNetwork:
         rank = memory.rank
         self._attend(rank)
         while any(p.put.origin == rank and p.put.peer == peer for q in (self.moving, self.waiting) for p in q.values()):
-            actor = self.sched.me
-            actor.flushing, before, actor.seen = peer, actor.seen, {self.key(rank): 0}
-            self.sched.wait(f"flushes its puts to rank {peer}")
-            actor.seen = before
+            self.sched.me.flushing = peer
+            self.sched.wait_for({self.key(rank): 0}, f"flushes its puts to rank {peer}")
         self.sched.me.flushing = -1
         self._settle(address, peer)
 
@@ -201,8 +204,7 @@ class SimulatedNetwork:
         choose = self.sched.strategy.choose
         put_words = list(self.moving.values())
         if not put_words:
-            assert self.actor is not None
-            self.actor.enabled = False
+            self._wake()
             self.sched.switch(LAND)
             return True
         first = put_words[choose(len(put_words), "word")]
@@ -282,11 +284,7 @@ class SimulatedNetwork:
         An actor that has read both halves knows of the older of their two puts after its next sync: halves that agree
         come from one put, or from two puts of equal values.
         """
-        memory = self.memory
-        self.check_caller(private(memory.rank, WIRE))
-        memory.check_mapped(at)
-        self.sched.switch(POLL, at)
-        value, other = memory.value.get(at, 0), at ^ WORD
+        value, other = self._poll(at), at ^ WORD
         if other < at and at in self.halves and other in self.halves:
             self._learn(min(self.halves[at], self.halves[other], key=lambda put: put.number))
         if at in self.moving or at in self.waiting:
@@ -296,16 +294,19 @@ class SimulatedNetwork:
 
     def read_bells(self, at: int) -> int:
         """Read a word of bells. A bell that is under way may read as anything. The actor learns nothing."""
-        memory = self.memory
-        self.check_caller(private(memory.rank, WIRE))
-        memory.check_mapped(at)
-        self.sched.switch(POLL, at)
-        value = memory.value.get(at, 0)
+        value = self._poll(at)
         for i in range(WORD):
             if at + i in self.moving or at + i in self.waiting:
                 value ^= self.sched.strategy.choose(2, "torn") << 8 * i
         self.sched.me.seen[at] = value
         return value
+
+    def _poll(self, at: int) -> int:
+        memory = self.memory
+        self.check_caller(private(memory.rank, WIRE))
+        memory.check_mapped(at)
+        self.sched.switch(POLL, at)
+        return memory.value.get(at, 0)
 
     def _learn(self, put: Put) -> None:
         """Let an actor that has read a word know all that the origin knew at the put."""

@@ -106,6 +106,13 @@ class Scheduler:
             if cut:
                 raise Slice
 
+    def wait_for(self, words: dict[int, int], why: str) -> None:
+        """Stop until one of these words changes, whatever else this actor has read. words: their values."""
+        me = self.me
+        before, me.seen = me.seen, words
+        self.wait(why)
+        me.seen = before
+
     def wake(self, actor: Actor) -> None:
         if not actor.done:
             actor.enabled = True
