@@ -8,9 +8,10 @@ unless its actor knows of an event that rules this out. The functions of this mo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
+from ..primitives import memory
 from .clocks import Clocks, Release
 from .places import AREA, AREA_BITS, AREA_MASK, FIRST, LOCK, PART_BITS, PRIVATE, SCRATCH, SPAN, STATE, TAPE, TAPED
 from .places import STORE as STORE_AREA
@@ -32,11 +33,8 @@ OLD = 3  # how many values back a load may see
 class Network(Protocol):
     """The part of `network.SimulatedNetwork` that the memory uses: words under way, and checks of accesses to them."""
 
-    @property
-    def flying(self) -> Mapping[int, Any]: ...
-
-    @property
-    def sources(self) -> Mapping[int, int]: ...
+    flying: dict[int, Any]
+    sources: dict[int, int]
 
     def check_read(self, at: int) -> None: ...
 
@@ -402,20 +400,9 @@ class Memory(Clocks):
         self.value[at + 4 * i] = weight
 
     def functions(self) -> dict[str, Any]:
-        """The functions that replace those of `primitives.memory`."""
-        names = (
-            "load",
-            "store",
-            "load_acquire",
-            "store_release",
-            "fetch_add",
-            "compare_exchange",
-            "copy_row",
-            "clock",
-            "words",
-            "floats",
-        )
-        return {name: getattr(self, name) for name in names}
+        """The functions that replace those of `primitives.memory`: the methods that have their names."""
+        names = [name for name, body in vars(memory).items() if callable(body)]
+        return {name: getattr(self, name) for name in names if hasattr(self, name)}
 
     def note(self, what: str, at: int, old: int, new: int) -> None:
         assert self.story is not None
