@@ -232,14 +232,8 @@ class Rank:
         """The combined tokens that a call must give."""
         made = {}
         for t, ids in enumerate(call.ids):
-            parts = {
-                j: (
-                    experts.weight(t, j, self.case.top_k),
-                    experts.computed(self.weights_of(e, call.layer), self.row(epoch, t)),
-                )
-                for j, e in enumerate(ids)
-                if e >= 0
-            }
+            row, chosen = self.row(epoch, t), {j: self.weights_of(e, call.layer) for j, e in enumerate(ids) if e >= 0}
+            parts = {j: (experts.weight(t, j, self.case.top_k), experts.computed(w, row)) for j, w in chosen.items()}
             if self.case.sums and not call.exchange:
                 self._add_up(t, parts, ids)
             made[t] = experts.combined([parts[j] for j in sorted(parts)], self.case.words)
@@ -430,14 +424,8 @@ class Rank:
         job, me, width = self.job, self.me, WORD * self.case.words
         jobs.renew_call(job)
         jobs.renew(job, schema.KIND, schema.WEIGHTS, schema.TAPE, schema.BACKWARD)
-        mode = codes.MODE_DISPATCH if call.exchange else codes.MODE_LAYER
-        jobs.fill(
-            job,
-            schema.KIND,
-            schema.CPU,
-            layer=0 if call.exchange else call.layer,
-            mode=codes.MODE_BACKWARD if backward else mode,
-        )
+        mode = codes.MODE_BACKWARD if backward else codes.MODE_DISPATCH if call.exchange else codes.MODE_LAYER
+        jobs.fill(job, schema.KIND, schema.CPU, layer=0 if call.exchange else call.layer, mode=mode)
         travels = 2 * width if backward else width
         jobs.fill_some(
             job,
@@ -541,11 +529,8 @@ class Rank:
         """Set whether workers make MPI progress, like `CpuRuntime.progressing`. If not, the progress thread does."""
         if self.job[words.REMOTE]:
             memory.store_release(self.job[words.WIRE] + WORD * wire.IN_CALL, int(yes))
-            self._wake_progress_thread()
-
-    def _wake_progress_thread(self) -> None:
-        if self.progress_thread is not None:
-            self.cluster.sched.wake(self.progress_thread)
+            if self.progress_thread is not None:
+                self.cluster.sched.wake(self.progress_thread)
 
     def _work(self) -> None:
         """Run a slice of work and act on its outcome."""
@@ -604,20 +589,14 @@ class Rank:
         self._check_statuses(False)
         if self.case.meets and self.case.fault is None:
             self._meet()
-        row = 0
+        landed, out = private(me, places.LANDED), private(me, places.OUT)
         for local in range(job[words.HELD]):
-            for source in range(self.case.ranks):
-                for _ in range(self.counts[local, source]):
-                    at = WORD * self.case.words * row
-                    row_words = [
-                        value.get(private(me, places.LANDED, at + WORD * w), 0) for w in range(self.case.words)
-                    ]
-                    made = experts.computed(
-                        experts.weights_address(int(self.placement.start[me]) + local, call.layer), row_words
-                    )
-                    for w, word in enumerate(made):
-                        memory.store(private(me, places.OUT, at + WORD * w), word)
-                    row += 1
+            weights = experts.weights_address(int(self.placement.start[me]) + local, call.layer)
+            for _ in range(sum(self.counts[local, source] for source in range(self.case.ranks))):
+                row = [value.get(landed + WORD * w, 0) for w in range(self.case.words)]
+                for w, word in enumerate(experts.computed(weights, row)):
+                    memory.store(out + WORD * w, word)
+                landed, out = landed + WORD * self.case.words, out + WORD * self.case.words
         jobs.renew(job, schema.KIND)
         jobs.fill(job, schema.KIND, schema.CPU, layer=0, mode=codes.MODE_COMBINE)
         halves.expect_back(job, st)
@@ -680,15 +659,13 @@ class Rank:
         job, epoch = self.job, self.epoch
         if job[words.MODE] != codes.MODE_BACKWARD or self.call.broken:
             return
-        counts = Counts(self.case.ranks, max(1, job[words.HELD]))
+        counts, width = Counts(self.case.ranks, max(1, job[words.HELD])), 2 * self.case.words + 1
         store.count_rows(job, self.st, counts)
         for local, expert in enumerate(self.placement.mine(self.me)):
             for p, source in enumerate(self.cluster.ranks):
                 first = self.table(words.T_STORE_AT, p) + sum(counts[p, e] for e in range(local))
-                found = []
-                for n in range(first, first + counts[p, local]):
-                    at = job[words.STORE] + job[words.STORE_STEP] * n
-                    found.append(self._row_at(at, 2 * self.case.words + 1))
+                numbers = range(first, first + counts[p, local])
+                found = [self._row_at(job[words.STORE] + job[words.STORE_STEP] * n, width) for n in numbers]
                 ids = source.calls[epoch - 1].ids
                 right = [
                     [*source.row(epoch, t), experts.scalar(p, epoch, t, j)]

@@ -203,11 +203,8 @@ class Regions:
                 return f"{word} accepted from rank {p.peer} at rank {p.rank}"
             if p.part != OUTBOX:
                 return f"{word} of rank {p.writer} at rank {p.rank}"
-            return (
-                f"{word} for rank {p.peer} at rank {p.rank}"
-                if p.region == "words"
-                else f"{word} from rank {p.peer} at rank {p.rank}"
-            )
+            way = "for" if p.region == "words" else "from"
+            return f"{word} {way} rank {p.peer} at rank {p.rank}"
         if p.region.startswith("coded"):
             half = "value" if number % 2 == 0 else "complement"
             if number // 2 == words.LINE_WORDS:
