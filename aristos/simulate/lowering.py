@@ -39,12 +39,6 @@ def load_acquire(addr):
 
 
 @jit
-def arrived(word):
-    charge(get(c.ACQUIRE_NS))
-    return mem.load_acquire(word)
-
-
-@jit
 def store_release(addr, value):
     charge(get(c.LOAD_NS))
     mem.store_release(addr, value)
@@ -93,21 +87,6 @@ def compare_exchange(addr, expected, value):
 @jit
 def copy_row(dst, src, nbytes):
     charge(get(c.COPY_NS) + nbytes * get(c.COPY_PS) // (1000 * KIB))
-
-
-@jit
-def pause():
-    scheduler.rest()
-
-
-@jit
-def yield_core():
-    scheduler.rest()
-
-
-@jit
-def nap():
-    scheduler.rest()
 
 
 @jit
@@ -198,8 +177,8 @@ def combine_token(kernels, call):
 
 MEMORY = {
     each.__name__: each
-    for each in (load, store, load_acquire, arrived, store_release, notify, fetch_add, compare_exchange, copy_row,
-                 pause, yield_core, nap, clock)
-}  # fmt: skip
+    for each in (load, store, load_acquire, store_release, notify, fetch_add, compare_exchange, copy_row, clock)
+}
+MEMORY |= {"arrived": load_acquire} | dict.fromkeys(("pause", "yield_core", "nap"), scheduler.rest)
 WIRE = {"put": wire_put, "flush": wire_flush, "sync": wire_sync, "progress": wire_progress}
 ARITHMETIC = {each.__name__: each for each in (expert_rows, up_columns, down_columns, combine_token)}
