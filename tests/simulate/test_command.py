@@ -120,5 +120,5 @@ def test_the_command_prints_what_it_found(tmp_path, capsys):
 def test_compiled_code_is_kept_for_the_files_that_replace_functions():
     """Otherwise a change of these files would change no simulation that has been compiled before."""
     inside = {path.name for path in copied.read() if path.parent.name == "inside"}
-    assert inside >= {"actor.py", "costs.py", "timeline.py"}
+    assert inside >= {"actor.py", "costs.py"}
     assert {"lowering.py", "scheduler.py"} <= {path.name for path in copied.read()}

@@ -8,7 +8,7 @@ from ...substrate.cpu import loop
 from .. import control as c
 from .. import scheduler
 from ..control import WORD, charge_at_speed, get, put, rank_record
-from . import costs, timeline  # noqa: F401  they replace functions of steps and loop
+from . import costs  # noqa: F401  replaces functions of steps and loop
 
 
 def enter(number):
