@@ -178,8 +178,8 @@ def machine_of(asked: argparse.Namespace, cfg: MoEConfig) -> tuple[Machine, str]
         machine = Machine(links=preset.network)
     machine.links.routes(asked.nodes)  # a network that has fewer nodes is refused before anything is measured
     if asked.kernel is not None:
-        measured = kernel_rates.from_results(Path(asked.kernel), cfg.dtype)
-        return replace(machine, kernel=measured.kernel), f"rates of the expert kernel: {measured.source}"
+        kernel, source = kernel_rates.from_results(Path(asked.kernel), cfg.dtype)
+        return replace(machine, kernel=kernel), f"rates of the expert kernel: {source}"
     if machine.kernel != Kernel():
         return machine, f"rates of the expert kernel: {asked.machine}"
     print("aristos simulate: measuring the expert kernel on this core", file=sys.stderr, flush=True)

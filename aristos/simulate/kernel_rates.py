@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -14,16 +13,11 @@ from .machine import Kernel
 SUITE, OURS = "gemm", "aristos"
 
 
-@dataclass(frozen=True)
-class Measured:
-    """A kernel's rates, and where they come from: a run's name, its CPU, and the shape of the expert."""
+def from_results(path: Path, dtype: str) -> tuple[Kernel, str]:
+    """The rates of the newest table of suite `gemm` with this dtype, and where they come from.
 
-    kernel: Kernel
-    source: str
-
-
-def from_results(path: Path, dtype: str) -> Measured:
-    """The rates of the newest table of suite `gemm` with this dtype. Raises InputError, ResultsError, OSError."""
+    This is a run's name, its CPU, and the shape of the expert. Raises InputError, ResultsError, OSError.
+    """
     tables = [(run, table) for run in load(path).runs for table in run.tables if table.suite == SUITE]
     fitting = [(run, table) for run, table in tables if table.attributes.get("dtype") == dtype]
     if not fitting:
@@ -36,8 +30,8 @@ def from_results(path: Path, dtype: str) -> Measured:
     return _measured(path, *fitting[-1])
 
 
-def _measured(path: Path, run: Run, table: Table) -> Measured:
-    """A table's rates, from the median time of each rank's runs and the mean over ranks."""
+def _measured(path: Path, run: Run, table: Table) -> tuple[Kernel, str]:
+    """A table's rates, from the median time of each rank's runs and the mean over ranks; and their source."""
     try:
         times, rows = table.variables["call_time"], table.dims["rows"].values.astype(int)
         ours = times.values[table.dims["kernel"].values.tolist().index(OURS)]
@@ -51,4 +45,4 @@ def _measured(path: Path, run: Run, table: Table) -> Measured:
     facts = f"{run.attributes.get('cpu', 'unknown CPU')}, {table.attributes.get('isa')}"
     shape = table.attributes.get("shape")
     kernel = Kernel(call=0.0, rates=dict(zip(rows.tolist(), rates.tolist())))
-    return Measured(kernel, f"suite gemm of {path}, run {run.name} ({facts}, {shape})")
+    return kernel, f"suite gemm of {path}, run {run.name} ({facts}, {shape})"

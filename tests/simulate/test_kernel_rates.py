@@ -34,10 +34,10 @@ def test_rates_are_those_of_the_newest_run_with_the_dtype(tmp_path):
     written(path, (1.0, 1.0, 1.0))
     written(path, (100.0, 120.0, 400.0), second=1)
     written(path, (7.0, 7.0, 7.0), dtype="float32", second=2)
-    found = kernel_rates.from_results(path, "bfloat16")
+    kernel, source = kernel_rates.from_results(path, "bfloat16")
     expected = {rows: 1e-9 * FLOPS * rows / (1.5e-6 * us) for rows, us in zip(ROWS, (100, 120, 400))}
-    assert found.kernel.rates == pytest.approx(expected)
-    assert "a processor, amx, an expert" in found.source
+    assert kernel.rates == pytest.approx(expected)
+    assert "a processor, amx, an expert" in source
 
 
 def test_a_file_without_the_dtype_is_refused(tmp_path):
