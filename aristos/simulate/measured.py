@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from ..errors import InputError
+from ..planner.cost import links_to
 from ..planner.problem import Problem
 from ..topology.links import Links, Span
 from .routes import Routes, pairs
@@ -53,13 +55,15 @@ class KnownPairs:
         return cls(rate, latency, out, into)
 
     @classmethod
-    def of_problem(cls, problem: Problem) -> KnownPairs:
-        """From a planner's problem with matrices. Each device is a node, with the rate of its fastest pair."""
-        n = problem.n
-        rate = np.array(
-            [[rate_of(float(problem.beta_us_per_mib[a, b])) if a != b else 0.0 for b in range(n)] for a in range(n)]
-        )
-        return cls(rate, problem.alpha_us, rate.max(axis=1), rate.max(axis=0))
+    def of_problem(cls, problem: Problem, devices: Sequence[int]) -> KnownPairs:
+        """From some devices of a planner's problem. Each device is a node, with the rate of its fastest pair."""
+        members, count = np.array(devices), len(devices)
+        rate, latency = np.zeros((count, count)), np.zeros((count, count))
+        for node, device in enumerate(devices):
+            others = np.flatnonzero(np.arange(count) != node)
+            latency[node, others], beta = links_to(problem, device, members[others]).T
+            rate[node, others] = [rate_of(value) for value in beta.tolist()]
+        return cls(rate, latency, rate.max(axis=1), rate.max(axis=0))
 
     def routes(self, nodes: int) -> Routes:
         """The routes between the first `nodes` nodes."""

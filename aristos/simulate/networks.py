@@ -43,7 +43,7 @@ def from_file(path: Path) -> Network:
         return KnownPairs.of_links(measured.load(path))
     if isinstance(found, dict) and "experts" in found:
         problem = load_problem(path)
-        return KnownPairs.of_problem(problem) if problem.tree is None else PlannerTree(problem.tree)
+        return KnownPairs.of_problem(problem, range(problem.n)) if problem.tree is None else PlannerTree(problem.tree)
     if not isinstance(found, dict) or not found.keys() & {"cluster", "children"}:
         raise InputError(f"{path} must hold measured links, a planner's cluster or a planner's problem")
     one_byte = planner_machine.Need(experts=1, expert=1, dense=0, each=1, inference=True)  # any device has this memory

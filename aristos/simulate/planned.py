@@ -17,13 +17,12 @@ from ..config import MoEConfig
 from ..host.nodes import Nodes
 from ..placement import Placement
 from ..planner import Plan
-from ..planner.cost import communication, links_to
+from ..planner.cost import communication
 from .machine import Kernel, Machine
 from .measured import KnownPairs
 from .outcome import Outcome
 from .rank import Layer
 from .simulation import Simulation
-from .trees import rate_of
 
 MOST_DEVICES = 512  # a group of more devices is not simulated
 CROSSINGS = 2  # a forward stage crosses the links twice: rows out, outputs back
@@ -90,24 +89,13 @@ def check(
     fastest = 1e3 * float(rates.max())  # GFLOP/s; the plan's rates are in MFLOP/us, which is TFLOP/s
     machine = Machine(
         kernel=Kernel(0.0, {1: fastest, 384: fastest}),
-        links=network(plan, group),
+        links=KnownPairs.of_problem(problem, group),
         speeds={rank: float(rate / rates.max()) for rank, rate in enumerate(rates)},
     )
     placement = Placement(copies, cfg.experts, len(group))
     sim = Simulation(Layer(cfg, placement, ids), Nodes.of(len(group), 1), machine, calls=1)
     sim.run(progress)
     return _checked(plan, alike, Outcome.of(sim))
-
-
-def network(plan: Plan, group: Sequence[int]) -> KnownPairs:
-    """The links between the devices of a group."""
-    members = np.array(group)
-    rate, latency = np.zeros((len(group), len(group))), np.zeros((len(group), len(group)))
-    for rank in range(len(group)):
-        others = np.flatnonzero(np.arange(len(group)) != rank)
-        latency[rank, others], beta = links_to(plan.problem, group[rank], members[others]).T
-        rate[rank, others] = [rate_of(value) for value in beta.tolist()]
-    return KnownPairs(rate, latency, rate.max(axis=1), rate.max(axis=0))
 
 
 def _checked(plan: Plan, alike: Sequence[int], found: Outcome) -> Checked:
