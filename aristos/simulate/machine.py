@@ -7,7 +7,7 @@ from typing import Protocol
 
 import numpy as np
 
-from .routes import Routes, pairs
+from .routes import Routes, pairs, through
 
 
 @dataclass(frozen=True)
@@ -86,8 +86,7 @@ class Links:
 
     def routes(self, nodes: int) -> Routes:
         source, target = pairs(nodes, nodes, "the network")
-        hops = np.stack([2 * source, 2 * target + 1], axis=1)
-        hops[source == target] = -1
+        hops = through(source, target)
         names = [f"node {node} {way}" for node in range(nodes) for way in ("out", "in")]
         return Routes.of(nodes, hops, names, [self.rate] * len(names), np.full(len(source), self.latency))
 

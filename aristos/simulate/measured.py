@@ -11,7 +11,7 @@ from ..errors import InputError
 from ..planner.cost import links_to
 from ..planner.problem import Problem
 from ..topology.links import Links, Span
-from .routes import Routes, pairs
+from .routes import Routes, pairs, through
 from .trees import rate_of
 
 
@@ -68,16 +68,9 @@ class KnownPairs:
     def routes(self, nodes: int) -> Routes:
         """The routes between the first `nodes` nodes."""
         source, target = pairs(nodes, len(self.rate), "the network")
-        rate, different = self.rate[source, target], source != target
-        slower = different & (rate < np.minimum(self.out[source], self.into[target]))
-        hops = np.stack(
-            [
-                np.where(different, 2 * source, -1),
-                np.where(slower, 2 * nodes + source * nodes + target, -1),
-                np.where(different, 2 * target + 1, -1),
-            ],
-            axis=1,
-        )
+        rate = self.rate[source, target]
+        slower = (source != target) & (rate < np.minimum(self.out[source], self.into[target]))
+        hops = through(source, target, np.where(slower, 2 * nodes + source * nodes + target, -1))
         names = [f"node {node} {way}" for node in range(nodes) for way in ("out", "in")]
         names += [f"node {a} to {b}" for a in range(nodes) for b in range(nodes)]
         capacity = [*np.stack([self.out[:nodes], self.into[:nodes]], axis=1).ravel(), *rate]

@@ -71,6 +71,15 @@ class Routes:
         return starts, np.ascontiguousarray(which[order]) if len(order) else np.array([0], np.int64)
 
 
+def through(source: np.ndarray, target: np.ndarray, *between: np.ndarray) -> np.ndarray:
+    """[classes, any] routes over the source's link out (number 2 * source), the target's link in, and links between.
+
+    A route from a node to itself has neither of the node's links.
+    """
+    different = source != target
+    return np.stack([np.where(different, 2 * source, -1), *between, np.where(different, 2 * target + 1, -1)], axis=1)
+
+
 def pairs(nodes: int, most: int, what: str) -> tuple[np.ndarray, np.ndarray]:
     """(source, target) of each class. Raises InputError if there are more nodes than the network has.
 

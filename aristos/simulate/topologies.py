@@ -13,7 +13,7 @@ from math import prod
 import numpy as np
 
 from ..errors import InputError
-from .routes import Routes, pairs
+from .routes import Routes, pairs, through
 from .values import MOST_LINKS, by_level, check_count, check_counts, check_number
 
 MOST_HOPS = 1 << 27  # links of all routes together
@@ -131,16 +131,12 @@ class Dragonfly:
         inside, beyond = self._counts[0], sum(self._counts[:2])
         first = inside + (group * switches + at) * switches + leaves
         last = inside + (other * switches + enters) * switches + to
-        different = source != target
-        hops = np.stack(
-            [
-                np.where(different, 2 * source, -1),
-                np.where(at != leaves, first, -1),
-                np.where(far, beyond + (group * groups + other) * between + cable, -1),
-                np.where(enters != to, last, -1),
-                np.where(different, 2 * target + 1, -1),
-            ],
-            axis=1,
+        hops = through(
+            source,
+            target,
+            np.where(at != leaves, first, -1),
+            np.where(far, beyond + (group * groups + other) * between + cable, -1),
+            np.where(enters != to, last, -1),
         )
         every = range(groups), range(switches), range(between)
         names = [f"node {node} {way}" for node in range(self.nodes) for way in ("out", "in")]
