@@ -11,15 +11,7 @@ from ..engine import words
 from . import control as c
 from .simulation import Simulation
 
-ACTIVITIES = {
-    "route": "N_ROUTE",
-    "pack": "N_PACK",
-    "dispatch": "N_DISPATCH",
-    "expert": "N_EXPERT",
-    "combine": "N_COMBINE",
-    "wire": "N_WIRE",
-    "idle": "N_IDLE",
-}
+ACTIVITIES = ("route", "pack", "dispatch", "expert", "combine", "wire", "idle")  # N_ROUTE etc. count their time
 
 
 @dataclass(frozen=True)
@@ -59,8 +51,8 @@ class Outcome:
         whole = np.maximum(1, (ended[:, -1] - began[:, -1]) * sim.workers)
         world = sim.world
         shares = {
-            name: np.array([_counter(sim, rank, getattr(words, word)) for rank in range(world)]) / whole
-            for name, word in ACTIVITIES.items()
+            name: np.array([_counter(sim, rank, getattr(words, f"N_{name.upper()}")) for rank in range(world)]) / whole
+            for name in ACTIVITIES
         }
         shares["other"] = 1 - sum(shares.values())
         span = max(1, int(ended.max() - began.min()))

@@ -169,12 +169,11 @@ class Rank:
         regions.layout.fill(job)  # instead of the layout with rows, which `fill_engine` writes
         tile = tile_values(job, workers, *decisions.run_rows) | {"tile": layer.tile}
         jobs.fill(job, schema.TILE, schema.CPU, scratch_step=0, **tile)
-        jobs.fill_some(job, schema.WEIGHTS, schema.CPU, loaded=1, version=1, up=FAR, gate=FAR * cfg.gated, down=FAR)
+        weights = {"up": FAR, "gate": FAR * cfg.gated, "down": FAR}
+        jobs.fill_some(job, schema.WEIGHTS, schema.CPU, loaded=1, version=1, **weights)
         for expert in range(int(job[words.HELD]), int(job[words.COMPUTED])):
-            record = int(words.foreign(job, expert))
-            at = {"up": FAR, "gate": FAR * cfg.gated, "down": FAR}
-            for name in ExpertWeights._fields:
-                job[getattr(words, f"foreign_{name}")(record)] = at.get(name, 0)
+            for name, address in weights.items():
+                job[getattr(words, f"foreign_{name}")(int(words.foreign(job, expert)))] = address
         jobs.fill(job, schema.KIND, schema.CPU, layer=0, mode=codes.MODE_LAYER)
         jobs.leave_out(job, schema.CPU, schema.TAPE, schema.BACKWARD, schema.LANDING, schema.EVENTS)
         row = int(job[words.ROW_BYTES])

@@ -242,13 +242,9 @@ class Simulation:
             return f"the simulation has no space for more events or flows {now}: simulate fewer ranks or tokens"
         if cause == c.FAILED:
             return f"a rank's call failed {now}: this is a fault of the simulation, please report it"
-        names = ("UNREAD", "OWED", "UNSENT", "BLOCKS_LEFT")
-        left = {
-            rank: [int(self.ranks[rank].state[getattr(words, name)]) for name in names] for rank in range(self.world)
-        }
-        waiting = [
-            f"rank {rank} ({', '.join(f'{name} {n}' for name, n in zip(names, counts) if n)})"
-            for rank, counts in left.items()
-            if any(counts)
-        ]
+        names, waiting = ("UNREAD", "OWED", "UNSENT", "BLOCKS_LEFT"), []
+        for me, rank in enumerate(self.ranks):
+            left = {name: int(rank.state[getattr(words, name)]) for name in names}
+            if any(left.values()):
+                waiting.append(f"rank {me} ({', '.join(f'{name} {n}' for name, n in left.items() if n)})")
         return f"no rank can go on {now}; work is left on {', '.join(waiting[:4]) or 'no rank'}"

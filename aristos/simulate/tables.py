@@ -23,17 +23,13 @@ def whole(found: Outcome, way: Mapping[str, str], attributes: Mapping[str, Any])
     table.dim("rank", np.arange(world)).dim("peer", np.arange(world)).dim("iteration", np.arange(calls))
     table.dim("activity", list(found.shares))
     at = ("pattern", "schedule", "moves")
-    table.add("call_time", (*at, "rank", "iteration"), _of(found.times), "s", "a simulated call of a rank")
-    table.add("wait_time", (*at, "rank", "peer"), _of(found.waits), "s", "time of the last call, waiting for a peer")
+    only = None, None, None  # the one pattern, schedule and moves
+    table.add("call_time", (*at, "rank", "iteration"), found.times[only], "s", "a simulated call of a rank")
+    table.add("wait_time", (*at, "rank", "peer"), found.waits[only], "s", "time of the last call, waiting for a peer")
     share = np.array(list(found.shares.values())).T
     table.add("share", ("rank", "activity"), share, "1", "share of the last call's time, over the workers")
     table.add("rows", ("rank", "peer"), found.rows, "1", "rows of a rank's tokens for the experts of a peer")
     return [table, *([_links(found, attributes)] if len(found.puts) and found.node_of.max() else [])]
-
-
-def _of(values: np.ndarray) -> np.ndarray:
-    """The values of the only pattern, schedule and moves."""
-    return values[None, None, None]
 
 
 def _links(found: Outcome, attributes: Mapping[str, Any]) -> Table:

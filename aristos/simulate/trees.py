@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from math import lcm
 
 import numpy as np
@@ -73,25 +74,21 @@ class SlurmTree:
         rates = by_level("rate", self.rate, MOST_LEVELS)
         parents = self.network.parents
         ways = min(MOST_WAYS, lcm(*{len(above) for above in parents.values()} or {1}))
-        known: dict[tuple[int, int], list[Step]] = {}
 
+        @cache
         def way(node: int, number: int) -> list[Step]:
-            if (node, number % ways) not in known:
-                steps: list[Step] = []
-                name, number = self.names[node], number % ways
-                while above := parents.get(name):
-                    switch, level = above[number % len(above)], len(steps)
-                    if level == MOST_LEVELS:
-                        raise InputError(
-                            f"node {self.names[node]!r} is below more than {MOST_LEVELS} levels of switches"
-                        )
-                    latency = self.latency / 2 + self.hop * (level + 1)
-                    steps.append(Step(switch, f"{name} to {switch}", rates[level], latency))
-                    name = switch
-                known[node, number] = steps
-            return known[node, number % ways]
+            steps: list[Step] = []
+            name = self.names[node]
+            while above := parents.get(name):
+                switch, level = above[number % len(above)], len(steps)
+                if level == MOST_LEVELS:
+                    raise InputError(f"node {self.names[node]!r} is below more than {MOST_LEVELS} levels of switches")
+                latency = self.latency / 2 + self.hop * (level + 1)
+                steps.append(Step(switch, f"{name} to {switch}", rates[level], latency))
+                name = switch
+            return steps
 
-        return meet(nodes, self.names, way, ways)
+        return meet(nodes, self.names, lambda node, number: way(node, number % ways), ways)
 
 
 @dataclass(frozen=True)
