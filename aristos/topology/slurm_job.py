@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from kernel_cache.texts import whole
 
 from ..errors import TopologyError
-from ..host import slurm_variables
 from .hostlist import MOST, expand
 
 NODES = ("JOB_NODELIST", "NODELIST", "STEP_NODELIST", "HET_SIZE")
@@ -26,20 +25,17 @@ MOST_GROUPS = 128  # the most parts of a heterogeneous job that Slurm allows
 
 @dataclass(frozen=True)
 class SlurmJob:
-    """A job. step: whether the process is in a step. nodes: the nodes of the step, or of the job outside any step.
+    """A job. nodes: the nodes of the step, or of the job outside any step.
 
-    tasks: how many tasks each node has, None if unknown. job_nodes: the nodes of the whole job. here: this node's name,
-    None if unknown. gpus: Slurm's numbers of the job's GPUs on this node, None if unknown. hides_gpus: the option that
-    hides other tasks' GPUs from each task, '' if none does. address: SLURM_TOPOLOGY_ADDR and its pattern. In containers
-    most variables may be missing; then nodes may be empty.
+    tasks: how many tasks each node has, None if unknown. job_nodes: the nodes of the whole job. gpus: Slurm's numbers
+    of the job's GPUs on this node, None if unknown. hides_gpus: the option that hides other tasks' GPUs from each task,
+    '' if none does. address: SLURM_TOPOLOGY_ADDR and its pattern. In containers most variables may be missing; then
+    nodes may be empty.
     """
 
-    id: str
-    step: bool
     nodes: tuple[str, ...]
     tasks: tuple[int, ...] | None
     job_nodes: tuple[str, ...]
-    here: str | None
     gpus: tuple[str, ...] | None
     hides_gpus: str
     address: tuple[str, str] | None
@@ -70,12 +66,9 @@ def read(env: Mapping[str, str]) -> SlurmJob | None:
     nodes = _distinct(step) if step else job_nodes
     pattern = env.get("SLURM_TOPOLOGY_ADDR_PATTERN", "")
     return SlurmJob(
-        id=slurm_variables.job_id(env),
-        step=bool(step),
         nodes=nodes,
         tasks=_tasks(env, len(nodes), bool(step)),
         job_nodes=job_nodes or nodes,
-        here=slurm_variables.node_name(env) or (nodes[0] if step and len(nodes) == 1 else None),
         gpus=_gpus(env),
         hides_gpus=hides_gpus(env),
         address=(env["SLURM_TOPOLOGY_ADDR"], pattern) if env.get("SLURM_TOPOLOGY_ADDR") else None,

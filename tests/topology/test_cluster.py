@@ -26,7 +26,7 @@ names = [node.name for node in t.nodes]
 print(json.dumps({
     "here": names[t.here], "nodes": names, "tasks": [node.tasks for node in t.nodes], "kind": t.network.kind,
     "links": [[str(t.between(a, b)) for b in range(len(names))] for a in range(len(names))],
-    "address": job.address, "step": job.step, "job": job.job_nodes, "complete": [node.complete for node in t.nodes],
+    "address": job.address, "job": job.job_nodes, "complete": [node.complete for node in t.nodes],
 }))
 """
 JOB = """
@@ -96,7 +96,7 @@ def test_the_addresses_of_the_tasks_give_the_same_distances(said):
 def test_a_step_on_a_part_of_the_job_knows_both(said):
     _, files = said
     seen = files["one-0"]
-    assert (seen["step"], seen["nodes"], seen["tasks"]) == (True, [seen["here"]], [1])
+    assert (seen["nodes"], seen["tasks"]) == ([seen["here"]], [1])
     assert len(seen["job"]) == 4
     assert seen["here"] in seen["job"]
 

@@ -207,16 +207,16 @@ def test_numbers_are_nvmls_at_any_position():
 
 
 def test_gpus_that_a_cgroup_hides():
-    job = SlurmJob("1", True, ("n1",), (4,), ("n1",), "n1", ("0", "1", "2", "3"), "--gpus-per-task", None)
+    job = SlurmJob(("n1",), (4,), ("n1",), ("0", "1", "2", "3"), "--gpus-per-task", None)
     bus = ("0000:01:00.0", "0000:41:00.0", "0000:81:00.0", "0000:c1:00.0")
     (fault,) = faults.hidden(job, GPUS[:1], bus)
     assert "4 GPUs on this node, but this process sees 1" in fault.text
     assert "0000:41:00.0" in fault.text
     assert "--gpu-bind=none" in fault.remedy
-    alone = SlurmJob("1", True, ("n1",), (1,), ("n1",), "n1", ("3",), "", None)
+    alone = SlurmJob(("n1",), (1,), ("n1",), ("3",), "", None)
     assert faults.hidden(alone, GPUS[:1], bus) == []
     assert faults.hidden(None, GPUS[:1], bus) == []
-    slices = SlurmJob("1", True, ("n1",), (2,), ("n1",), "n1", ("0", "1"), "", None)  # MIG slices of one GPU
+    slices = SlurmJob(("n1",), (2,), ("n1",), ("0", "1"), "", None)  # MIG slices of one GPU
     assert faults.hidden(slices, GPUS[1:2], bus) == []
 
 
