@@ -7,9 +7,10 @@ else SLURM_TOPOLOGY_ADDR.
 
 from __future__ import annotations
 
+import itertools
 import os
 import platform
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -105,10 +106,9 @@ def node_here(
     nics = nics or pci.nics(root)
     links = dict(found.links)
     ends = [(d.label, d.pci) for d in devices] + [(nic.label, nic.pci) for nic in nics]
-    for at, (a, one) in enumerate(ends):
-        for b, other in ends[at + 1 :]:
-            if (a, b) not in links and one and other and (link := pci.link(root, one, other)) is not None:
-                links[a, b] = links[b, a] = link
+    for (a, one), (b, other) in itertools.combinations(ends, 2):
+        if (a, b) not in links and one and other and (link := pci.link(root, one, other)) is not None:
+            links[a, b] = links[b, a] = link
     return replace(base, devices=devices, nics=nics, links=links), faults
 
 
@@ -166,20 +166,11 @@ def network_of(job: SlurmJob | None, ask: Ask, env: Mapping[str, str], root: Pat
     if job is None:
         return Network(), []
     why = None
-    answer = ask(("scontrol", "show", "topology"))
-    if answer is not None and answer.ok and answer.strip():
+    for text in _descriptions(ask, env, root):
         try:
-            return slurm_network.parse(answer), []
+            return slurm_network.parse(text), []
         except TopologyError as error:
-            why = error
-    folders = [Path(env["SLURM_CONF"]).parent] if env.get("SLURM_CONF") else []
-    for folder in (*folders, root / "etc/slurm", root / "run/slurm/conf"):
-        for name in ("topology.yaml", "topology.conf"):
-            if text := sysfs.read(folder / name):
-                try:
-                    return slurm_network.parse(text), []
-                except TopologyError as error:
-                    why = why or error
+            why = why or error
     found = Network()
     if job.address:
         try:
@@ -188,6 +179,16 @@ def network_of(job: SlurmJob | None, ask: Ask, env: Mapping[str, str], root: Pat
             why = why or TopologyError(f"SLURM_TOPOLOGY_ADDR: {error}")
     faults = [Fault(f"Slurm's network cannot be read: {why}", "see `scontrol show topology`")] if why else []
     return found, faults
+
+
+def _descriptions(ask: Ask, env: Mapping[str, str], root: Path) -> Iterator[str]:
+    """What scontrol and Slurm's files say about the network."""
+    answer = ask(("scontrol", "show", "topology"))
+    if answer is not None and answer.ok and answer.strip():
+        yield answer
+    folders = [Path(env["SLURM_CONF"]).parent] if env.get("SLURM_CONF") else []
+    for folder in (*folders, root / "etc/slurm", root / "run/slurm/conf"):
+        yield from filter(None, (sysfs.read(folder / name) for name in ("topology.yaml", "topology.conf")))
 
 
 def from_text(smi: str | None, network: str | None) -> Topology:

@@ -5,6 +5,7 @@ Matplotlib is imported only to draw.
 
 from __future__ import annotations
 
+import itertools
 import math
 from pathlib import Path
 from typing import Any
@@ -165,31 +166,24 @@ def _lines(axis: Any, node: Node, place: dict[str, tuple[float, float]], most: i
     """Draw NVLinks and PCI bridges of GPUs. Only the matrix shows slower classes."""
     from matplotlib.patches import FancyArrowPatch
 
-    labels = list(place)
-    for at, a in enumerate(labels):
-        for b in labels[at + 1 :]:
-            link = node.link(a, b)
-            if (
-                link is None
-                or link.kind not in ("NV", "PIX", "PXB")
-                or not (a.startswith("GPU") or b.startswith("GPU"))
-            ):
-                continue
-            one, other = place[a], place[b]
-            both = a.startswith("GPU") and b.startswith("GPU")
-            bend = min(0.55, 0.9 / max(abs(one[0] - other[0]), 1) ** 0.55) if both else 0
-            axis.add_patch(
-                FancyArrowPatch(
-                    (one[0], one[1] + 0.18 * both),
-                    (other[0], other[1] + 0.18 * both),
-                    connectionstyle=f"arc3,rad={-bend if one[0] < other[0] else bend:.2f}",
-                    arrowstyle="-",
-                    color=OF[link.kind],
-                    lw=_width(link, most),
-                    alpha=0.75,
-                    zorder=2,
-                )
+    for (a, (x, y)), (b, (to_x, to_y)) in itertools.combinations(place.items(), 2):
+        link, gpus = node.link(a, b), a.startswith("GPU") + b.startswith("GPU")
+        if link is None or link.kind not in ("NV", "PIX", "PXB") or not gpus:
+            continue
+        raised = 0.18 * (gpus == 2)
+        bend = min(0.55, 0.9 / max(abs(x - to_x), 1) ** 0.55) if gpus == 2 else 0
+        axis.add_patch(
+            FancyArrowPatch(
+                (x, y + raised),
+                (to_x, to_y + raised),
+                connectionstyle=f"arc3,rad={-bend if x < to_x else bend:.2f}",
+                arrowstyle="-",
+                color=OF[link.kind],
+                lw=_width(link, most),
+                alpha=0.75,
+                zorder=2,
             )
+        )
 
 
 def _width(link: Link, most: int) -> float:

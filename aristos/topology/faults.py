@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 
 from .matrix import Matrix
@@ -37,13 +38,12 @@ def worse(matrix: Matrix) -> tuple[dict[tuple[str, str], Link], list[Fault]]:
     If two classes differ, the slower one counts.
     """
     links, faults = {}, []
-    for at, a in enumerate(matrix.labels):
-        for b in matrix.labels[at + 1 :]:
-            there, back = Link.parse(matrix.cells[a, b]), Link.parse(matrix.cells[b, a])
-            links[a, b] = links[b, a] = max(there, back, key=lambda link: link.rank)
-            if there != back:
-                text = f"asymmetric: {a} to {b} is {there}, {b} to {a} is {back}; both count as {links[a, b]}"
-                faults.append(Fault(text, f"compare nvidia-smi nvlink -s for both; {RESET}"))
+    for a, b in itertools.combinations(matrix.labels, 2):
+        there, back = Link.parse(matrix.cells[a, b]), Link.parse(matrix.cells[b, a])
+        links[a, b] = links[b, a] = max(there, back, key=lambda link: link.rank)
+        if there != back:
+            text = f"asymmetric: {a} to {b} is {there}, {b} to {a} is {back}; both count as {links[a, b]}"
+            faults.append(Fault(text, f"compare nvidia-smi nvlink -s for both; {RESET}"))
     return links, faults
 
 
@@ -53,25 +53,17 @@ def fewer(gpus: Sequence[str], links: Mapping[tuple[str, str], Link]) -> list[Fa
     In a cube mesh of V100s some pairs have half as many NVLinks as others. So a pair that has at most half of the
     largest number is no fault.
     """
-    pairs = {(a, b): links[a, b] for at, a in enumerate(gpus) for b in gpus[at + 1 :]}
-    bonds = {pair: link.count for pair, link in pairs.items() if link.kind == "NV"}
+    bonds = {pair: links[pair].count for pair in itertools.combinations(gpus, 2) if links[pair].kind == "NV"}
     most = max(bonds.values(), default=0)
     few = [pair for pair, count in bonds.items() if most < 2 * count < 2 * most]
     total = {gpu: sum(count for pair, count in bonds.items() if gpu in pair) for gpu in gpus}
     peers = {gpu: sum(gpu in pair for pair in bonds) for gpu in gpus}
-    faults = [
-        Fault(
-            f"{a} and {b} share {bonds[a, b]} NVLinks, other pairs {most}: a link is down",
-            f"find it by nvidia-smi nvlink -s; {RESET}",
-        )
-        for a, b in few
-    ]
+    down = [f"{a} and {b} share {bonds[a, b]} NVLinks, other pairs {most}" for a, b in few]
     if not few and len(gpus) >= BOARD:
         full = max(total.values())
-        for gpu in gpus:
-            if 0 < total[gpu] < full:
-                text = f"{gpu} has {total[gpu]} NVLinks in all, the other GPUs have {full}: a link is down"
-                faults.append(Fault(text, f"find it by nvidia-smi nvlink -s; {RESET}"))
+        less = [gpu for gpu in gpus if 0 < total[gpu] < full]
+        down = [f"{gpu} has {total[gpu]} NVLinks in all, the other GPUs have {full}" for gpu in less]
+    faults = [Fault(f"{text}: a link is down", f"find it by nvidia-smi nvlink -s; {RESET}") for text in down]
     for gpu in gpus:
         others = [peers[other] for other in gpus if other != gpu]
         if (

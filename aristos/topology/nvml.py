@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import itertools
 import re
 from collections.abc import Iterator
 from dataclasses import replace
@@ -80,12 +81,10 @@ def read(library: Any) -> Found | None:
             ends.append(remote)
         devices = tuple(replace(d, nvlinks=w.active) if w.up else d for d, w in zip(devices, wires))
         links = {}
-        for i, (at, one) in enumerate(handles):
-            for j in range(i + 1, len(handles)):
-                other = handles[j][1]
-                found = _nvlinks(ends[i], ends[j], devices[i].pci, devices[j].pci) or _class(library, one, other)
-                if found is not None:
-                    links[f"GPU{at}", f"GPU{handles[j][0]}"] = links[f"GPU{handles[j][0]}", f"GPU{at}"] = found
+        for (one, a, its_ends), (other, b, other_ends) in itertools.combinations(zip(handles, devices, ends), 2):
+            found = _nvlinks(its_ends, other_ends, a.pci, b.pci) or _class(library, one[1], other[1])
+            if found is not None:
+                links[a.label, b.label] = links[b.label, a.label] = found
         fabric = {f"GPU{at}": state for at, handle in handles if (state := _fabric(library, handle)) is not None}
         return devices, links, tuple(each for each in wires if each.up), fabric
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import graphlib
 import itertools
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -111,20 +112,12 @@ def _tree(entries: Sequence[Mapping[str, str]]) -> Network:
 
 def _acyclic(parents: Mapping[str, Iterable[str]]) -> None:
     """Raise TopologyError if a switch is above itself."""
-    done: set[str] = set()
-    for start in parents:
-        # the switches on the way, each with the switches above it that were not visited yet
-        path = {start: iter(parents[start])}
-        while path:
-            name = next(reversed(path))
-            above = next(path[name], None)
-            if above is None:
-                done.add(name)
-                del path[name]
-            elif above in path:
-                raise TopologyError(f"switch {above!r} is below itself: {' below '.join([*path, above])[:400]}")
-            elif above not in done:
-                path[above] = iter(parents.get(above, ()))
+    try:
+        graphlib.TopologicalSorter(parents).prepare()
+    except graphlib.CycleError as error:
+        downwards = error.args[1]
+        way = " below ".join(reversed(downwards))
+        raise TopologyError(f"switch {downwards[0]!r} is below itself: {way[:400]}") from None
 
 
 def _block(entries: Sequence[Mapping[str, str]]) -> Network:
