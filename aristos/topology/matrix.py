@@ -10,12 +10,13 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from kernel_cache.texts import whole
 
 from ..errors import TopologyError
 from . import cpusets
+from .model import Printed
 
 LINK = re.compile(r"X|PIX|PXB|PHB|NODE|SYS|SOC|NV[1-9][0-9]?")
 P2P = ("OK", "CNS", "GNS", "TNS", "NS", "DR", "U")  # cells of topo -p2p
@@ -34,26 +35,19 @@ LEGEND = (
 FIELDS = {0: (), 1: (0,), 2: (0, 1), 3: (0, 1, 3)}
 LONGEST = 10_000  # the most characters of a line; 100 columns have 1000
 MOST_HEADINGS = 16  # the most lines that name columns but have no rows below
-Affinity = tuple[str | None, str | None, str | None]  # CPUs, NUMA domain, the GPU's own NUMA domain
 
 
 @dataclass(frozen=True)
 class Matrix:
-    """A matrix. labels: names of the columns. cells: [row, column] as printed. nics: label -> device name of each NIC.
+    """A matrix. labels: names of the columns. cells: [row, column] as printed. gpus: label -> the other cells of a GPU.
 
-    cpus, numa, gpu_numa: the cells of each GPU as printed; None for N/A and for an empty cell.
+    nics: label -> device name of each NIC.
     """
 
     labels: tuple[str, ...]
     cells: Mapping[tuple[str, str], str]
-    cpus: Mapping[str, str | None] = field(default_factory=dict)
-    numa: Mapping[str, str | None] = field(default_factory=dict)
-    gpu_numa: Mapping[str, str | None] = field(default_factory=dict)
-    nics: Mapping[str, str] = field(default_factory=dict)
-
-    @property
-    def gpus(self) -> tuple[str, ...]:
-        return tuple(label for label in self.labels if is_gpu(label))
+    gpus: Mapping[str, Printed]
+    nics: Mapping[str, str]
 
 
 def is_gpu(label: str) -> bool:
@@ -75,10 +69,9 @@ def parse(text: str) -> Matrix:
     _ended(after, labels[-1])
     cells = {(a, b): cell for a, row in zip(labels, links) for b, cell in zip(labels, row)}
     _uncut_links(labels, cells, rows)
-    found = _affinities(labels, rows, columns)
-    _uncut_lists(labels, rows, found)
-    cpus, numa, gpu_numa = ({label: each[at] for label, each in found.items()} for at in range(3))
-    return Matrix(labels, cells, cpus, numa, gpu_numa, _legend(after, labels))
+    gpus = _affinities(labels, rows, columns)
+    _uncut_lists(labels, rows, gpus)
+    return Matrix(labels, cells, gpus, _legend(after, labels))
 
 
 def _first(lines: list[str]) -> tuple[int, tuple[str, ...], int]:
@@ -182,9 +175,9 @@ def _is_rest(word: str) -> bool:
         return False
 
 
-def _affinities(labels: Sequence[str], rows: Sequence[str], columns: int) -> dict[str, Affinity]:
+def _affinities(labels: Sequence[str], rows: Sequence[str], columns: int) -> dict[str, Printed]:
     """GPU -> its affinities. columns: how many headings there are for affinities, 0 to 3."""
-    found: dict[str, Affinity] = {}
+    found: dict[str, Printed] = {}
     whole_rows: dict[str, bool] = {}
     for label, row in zip(labels, rows):
         rest = _rest(row, len(labels), columns)
@@ -215,13 +208,13 @@ def _rest(row: str, links: int, columns: int) -> list[str]:
     return cells
 
 
-def _affinity(rest: list[str], row: str) -> Affinity:
-    cpus, numa, gpu_numa = [*(None if cell in ("", NONE) else cell for cell in rest), None, None, None][:3]
+def _affinity(rest: list[str], row: str) -> Printed:
+    found = Printed(*(None if cell in ("", NONE) else cell for cell in rest))
     if len(rest) == 3 and not rest[2]:
         raise TopologyError(f"the row was cut: it must end with a GPU NUMA ID, a number or N/A: {_shown(row)}")
-    if gpu_numa is not None and whole(gpu_numa) is None:
-        raise TopologyError(f"GPU NUMA ID must be a number or N/A, got {gpu_numa!r} in {_shown(row)}")
-    return cpus, numa, gpu_numa
+    if found.gpu_numa is not None and whole(found.gpu_numa) is None:
+        raise TopologyError(f"GPU NUMA ID must be a number or N/A, got {found.gpu_numa!r} in {_shown(row)}")
+    return found
 
 
 def _uncut_links(labels: Sequence[str], cells: Mapping[tuple[str, str], str], rows: Sequence[str]) -> None:
@@ -234,17 +227,14 @@ def _uncut_links(labels: Sequence[str], cells: Mapping[tuple[str, str], str], ro
             )
 
 
-def _uncut_lists(labels: Sequence[str], rows: Sequence[str], found: Mapping[str, Affinity]) -> None:
+def _uncut_lists(labels: Sequence[str], rows: Sequence[str], gpus: Mapping[str, Printed]) -> None:
     """Raise if a line was cut. Its list of CPUs is then the start of another row's list, and overlaps with that
     list."""
-    lists = {cpus for cpus, _, _ in found.values() if cpus is not None}
-    for label, row in zip(labels, rows):
-        cpus = found[label][0] if label in found else None
-        for other in lists if cpus is not None else ():
-            if other != cpus and other.startswith(cpus or "") and cpusets.parse(other) & cpusets.parse(cpus or ""):
-                raise TopologyError(
-                    f"this row was cut: its CPUs are {cpus}, but another row has {other}: {_shown(row)}"
-                )
+    lists = {label: each.cpus for label, each in gpus.items() if each.cpus is not None}
+    for (label, cpus), other in itertools.product(lists.items(), lists.values()):
+        if other != cpus and other.startswith(cpus) and cpusets.parse(other) & cpusets.parse(cpus):
+            row = _shown(rows[labels.index(label)])
+            raise TopologyError(f"this row was cut: its CPUs are {cpus}, but another row has {other}: {row}")
 
 
 def _ended(lines: list[str], last: str) -> None:

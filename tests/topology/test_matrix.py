@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import random
 import re
 import subprocess
@@ -18,26 +19,26 @@ from topo_text import HARMLESS, SPOIL, Machine, machine, printed, seconds
 from aristos.errors import TopologyError
 from aristos.topology import matrix
 from aristos.topology.matrix import Matrix
+from aristos.topology.model import Printed
 
 MOST = 0.100  # the processor time that a sample may take, in seconds
 
 
 def facts(read: Matrix) -> tuple:
     """All facts of a matrix, for comparison."""
-    return read.labels, dict(read.cells), dict(read.cpus), dict(read.numa), dict(read.gpu_numa), dict(read.nics)
+    return read.labels, dict(read.cells), dict(read.gpus), dict(read.nics)
 
 
 def wanted(of: Machine, empty: bool = False) -> tuple:
     """The facts that the text of a made-up machine must give."""
     cells = dict(of.links) | {(label, label): "X" for label in of.labels}
-    columns: list[dict[str, str | None]] = [{}, {}, {}]
+    gpus = {}
     for at in range(of.gpus):
-        rest = [*of.rest[at], None, None][:3]
+        rest = [None if cell == "N/A" else cell for cell in of.rest[at]]
         if empty:
             rest[:2] = [None, None]
-        for column, cell in zip(columns, rest):
-            column[f"GPU{at}"] = None if cell == "N/A" else cell
-    return tuple(of.labels), cells, *columns, dict(of.nics)
+        gpus[f"GPU{at}"] = Printed(*rest)
+    return tuple(of.labels), cells, gpus, dict(of.nics)
 
 
 class Samples(dict[str, tuple[dict[str, str], str]]):
@@ -75,14 +76,16 @@ def check(read: Matrix, line: dict[str, str]) -> list[str]:
         elif nic := re.fullmatch(r"(NIC\d+)=(\S+)", fact):
             so = read.nics.get(nic[1]) == nic[2]
         elif rest := re.fullmatch(r"(GPU\d+) rest=(.*)", fact):
-            printed = [table[rest[1]] for table in (read.cpus, read.numa, read.gpu_numa)]
-            so = [cell for cell in printed if cell] == [word for word in rest[2].split() if word != "N/A"]
+            printed = read.gpus[rest[1]]
+            so = [cell for cell in (printed.cpus, printed.numa, printed.gpu_numa) if cell] == [
+                word for word in rest[2].split() if word != "N/A"
+            ]
         elif symmetric := re.fullmatch(r"gpu_matrix_symmetric=(\w+)", fact):
             so = all(read.cells[a, b] == read.cells[b, a] for a in read.gpus for b in read.gpus) == (
                 symmetric[1] == "True"
             )
         elif pairs := re.fullmatch(r"gpu_pairs=(.*)", fact):
-            count = Counter(read.cells[a, b] for at, a in enumerate(read.gpus) for b in read.gpus[at + 1 :])
+            count = Counter(read.cells[pair] for pair in itertools.combinations(read.gpus, 2))
             so = dict(count) == {kind: int(n) for kind, n in (part.split(":") for part in pairs[1].split("+"))}
         else:
             continue
@@ -126,8 +129,8 @@ def same_or_refused(text: str, want: tuple, how: str) -> bool:
     except TopologyError:
         return False
     assert got[:2] == want[:2], f"{how}: a wrong matrix from\n{text}"
-    for label, device in got[5].items():  # without a legend a device has its column's name; a name that was cut passes
-        assert device in (want[5][label], label) or text.rstrip().endswith(device), f"{how}: wrong NICs from\n{text}"
+    for label, device in got[3].items():  # without a legend a device has its column's name; a name that was cut passes
+        assert device in (want[3][label], label) or text.rstrip().endswith(device), f"{how}: wrong NICs from\n{text}"
     return True
 
 
@@ -207,7 +210,7 @@ ONE = "\tGPU0\tCPU Affinity\tNUMA Affinity\tGPU NUMA ID\nGPU0\t X \t{}\n"
 )
 def test_affinities_are_found_by_tab_stops(cells, cpus, numa, own):
     read = matrix.parse(ONE.format(cells))
-    assert (read.cpus["GPU0"], read.numa["GPU0"], read.gpu_numa["GPU0"]) == (cpus, numa, own)
+    assert read.gpus["GPU0"] == Printed(cpus, numa, own)
     spaces = ONE.format(cells).expandtabs()
     if len(cells.split()) == 3:
         assert facts(matrix.parse(spaces)) == facts(read)
@@ -223,8 +226,8 @@ def test_a_cgroup_leaves_cpus_of_some_gpus_empty():
     three = three.replace("\t1\n", "\t1\t\tN/A\n")
     for text in (two, three):
         read = matrix.parse(text)
-        assert (dict(read.cpus), dict(read.numa)) == ({"GPU0": "0", "GPU1": None}, {"GPU0": "0", "GPU1": "1"})
-    assert matrix.parse(two.replace("\t\t1\n", "\t\t\n")).numa == {"GPU0": "0", "GPU1": None}
+        assert read.gpus == {"GPU0": Printed("0", "0"), "GPU1": Printed(None, "1")}
+    assert matrix.parse(two.replace("\t\t1\n", "\t\t\n")).gpus["GPU1"] == Printed()
     for text, what in (
         (two.replace("\t\t1\n", "\n"), "cut"),
         (two.expandtabs(), "expected 2 cells after the links, got 1"),

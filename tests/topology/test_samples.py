@@ -27,7 +27,7 @@ def test_matrices_of_gpus():
     assert kinds("topo_a100_nics.txt", "GPU0-GPU1", "GPU1-GPU2", "mlx5_0-mlx5_1") == ["NV3", "SYS", "PIX"]
     assert kinds("topo_gb200.txt", "GPU0-GPU3") == ["NV18"]
     read = matrix.parse(text("topo_a100_nics.txt"))
-    assert (len(read.gpus), len(read.nics), read.cpus["GPU3"], read.numa["GPU3"]) == (4, 4, "64-127", "8")
+    assert (len(read.gpus), len(read.nics), read.gpus["GPU3"].cpus, read.gpus["GPU3"].numa) == (4, 4, "64-127", "8")
 
 
 def test_networks_of_slurm():
