@@ -20,7 +20,7 @@ from typing import Any
 from ..topology.links import SHARE, Links
 from ..topology.links import problem as of_links
 from .problem import Infeasible
-from .values import ProblemError, count, number, read_json
+from .values import ProblemError, count, number, parse_file, require
 
 
 @dataclass(frozen=True)
@@ -47,10 +47,7 @@ class Devices:
 
 def load(path: str | Path) -> dict[str, Any]:
     """Read a cluster file. Raises ProblemError if the file holds no valid cluster, OSError if it cannot be read."""
-    try:
-        return _cluster(read_json(path, "cluster"))
-    except ProblemError as why:
-        raise why.in_file(path) from why
+    return parse_file(path, "cluster", _cluster)
 
 
 def _cluster(data: Any) -> dict[str, Any]:
@@ -69,11 +66,9 @@ def _leaves(node: Any, where: str, times: int) -> Iterator[tuple[str, int, dict[
         raise ProblemError(where, f"must be an object, got {type(node).__name__}")
     times *= count(f"{where}.count", node.get("count", 1), 1)
     if "children" not in node:
+        hint = " (switches have children, devices tflops and memory_gb)"
+        require(node, "tflops", "memory_gb", where=f"{where}.", hint=hint)
         for key in ("tflops", "memory_gb"):
-            if key not in node:
-                raise ProblemError(
-                    f"{where}.{key}", "is missing (switches have children, devices tflops and memory_gb)"
-                )
             number(f"{where}.{key}", node[key], positive=True)
         yield where, times, node
         return

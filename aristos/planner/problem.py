@@ -18,7 +18,7 @@ from kernel_cache.texts import plain
 from ..errors import InputError
 from . import tree as compressed
 from .tree import Tree
-from .values import IDLE, LARGEST, ProblemError, count, number, read_json
+from .values import IDLE, LARGEST, ProblemError, count, number, parse_file, require
 
 OBJECTIVES = ("work_conserving", "literal")
 MOST_EXPERTS = 1 << 16  # fewer than a layer may have (config.py): Python code visits each expert for every group
@@ -201,9 +201,7 @@ def _devices(value: Any) -> list[Device]:
         where = f"devices[{i}]"
         if not isinstance(each, dict):
             raise ProblemError(where, f"must be an object with rate and memory, got {quoted(each)}")
-        for key in ("rate", "memory"):
-            if key not in each:
-                raise ProblemError(f"{where}.{key}", "is missing")
+        require(each, "rate", "memory", where=f"{where}.")
         name = each.get("name", "")
         if not isinstance(name, str):
             raise ProblemError(f"{where}.name", f"must be a string, got {quoted(name)}")
@@ -216,9 +214,7 @@ def _devices(value: Any) -> list[Device]:
 
 def scalars(data: dict[str, Any]) -> dict[str, Any]:
     """Check the fields that both forms of a file share. Returns them as keyword arguments of a Problem."""
-    for key in ("experts", "layer_cost", "payload_mib", "crossings", "stages", "gradient_mib"):
-        if key not in data:
-            raise ProblemError(key, "is missing")
+    require(data, "experts", "layer_cost", "payload_mib", "crossings", "stages", "gradient_mib")
     objective = data.get("model", OBJECTIVES[0])
     if objective not in OBJECTIVES:
         raise ProblemError("model", f"must be one of {', '.join(OBJECTIVES)}, got {quoted(objective)}")
@@ -275,9 +271,8 @@ def parse(data: Any) -> Problem:
         laid = compressed.parse(data["cluster"])
         none = np.zeros((0, 0))
         return Problem(**checked, rate=laid.rate, memory=laid.memory, alpha_us=none, beta_us_per_mib=none, tree=laid)
-    for key in ("devices", "alpha_us", "beta_us_per_mib"):
-        if key not in data:
-            raise ProblemError(key, "is missing (a problem without it needs cluster, the compressed form)")
+    hint = " (a problem without it needs cluster, the compressed form)"
+    require(data, "devices", "alpha_us", "beta_us_per_mib", hint=hint)
     devices = _devices(data["devices"])
     return Problem(
         **checked,
@@ -309,7 +304,4 @@ def load(path: str | Path) -> Problem:
     OSError
         The file cannot be read.
     """
-    try:
-        return parse(read_json(path, "problem"))
-    except ProblemError as why:
-        raise why.in_file(path) from why
+    return parse_file(path, "problem", parse)

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .terms import slowness
-from .values import IDLE, ProblemError, count, number
+from .values import IDLE, ProblemError, count, number, require
 
 MAX_DEVICES = 1_000_000
 MAX_LEVELS = 16  # the most levels of switches
@@ -222,16 +222,11 @@ def _parse(data: Any, where: str, builder: TreeBuilder, level: int) -> Switch | 
     if level > MAX_LEVELS:
         raise ProblemError(where, f"is deeper than {MAX_LEVELS} levels")
     if "children" not in data:
-        for key in ("rate", "memory"):
-            if key not in data:
-                raise ProblemError(
-                    f"{where}.{key}", "is missing (a switch needs children; a device needs rate and memory)"
-                )
+        hint = " (a switch needs children; a device needs rate and memory)"
+        require(data, "rate", "memory", where=f"{where}.", hint=hint)
         rate = number(f"{where}.rate", data["rate"], positive=True)
         return builder.leaf(rate, count(f"{where}.memory", data["memory"]))
-    for key in ("alpha_us", "beta_us_per_mib"):
-        if key not in data:
-            raise ProblemError(f"{where}.{key}", "is missing")
+    require(data, "alpha_us", "beta_us_per_mib", where=f"{where}.")
     inside = data["children"]
     if not isinstance(inside, list) or not inside:
         raise ProblemError(f"{where}.children", "must be a list of at least one child")

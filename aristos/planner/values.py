@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from kernel_cache import regular
 from kernel_cache.errors import quoted
 
 from ..errors import InputError
 
+T = TypeVar("T")
 LARGEST, SMALLEST = 1e30, 1e-30  # limits of numbers and of positive numbers; products of a few numbers stay finite
 # a device whose memory holds no expert computes nothing: its rate is this share of the slowest rate
 IDLE = 1e-12
@@ -29,12 +31,6 @@ class ProblemError(InputError):
         super().__init__(f"{field} {text}"[:400])
         self.field = field
 
-    def in_file(self, path: str | Path) -> ProblemError:
-        """The same error with the file's name in its message."""
-        found = ProblemError(self.field, "")
-        found.args = (f"{path}: {self}",)
-        return found
-
 
 def read_json(path: str | Path, what: str) -> Any:
     """Read a file's JSON. what: what the file should contain, for the message. Raises ProblemError if the text is no
@@ -45,6 +41,24 @@ def read_json(path: str | Path, what: str) -> Any:
         return json.loads(text.decode("utf-8"))
     except (ValueError, RecursionError) as why:
         raise ProblemError(what, f"is not JSON: {why if text.strip() else 'the file is empty'}") from why
+
+
+def parse_file(path: str | Path, what: str, parse: Callable[[Any], T]) -> T:
+    """The result of `parse` for a file's JSON. Raises as `read_json` and `parse` do, with the file's name in messages.
+
+    what: see `read_json`."""
+    try:
+        return parse(read_json(path, what))
+    except ProblemError as why:
+        why.args = (f"{path}: {why}",)
+        raise
+
+
+def require(data: Mapping[str, Any], *keys: str, where: str = "", hint: str = "") -> None:
+    """Raise ProblemError for the first key that `data` lacks. where: the field that holds `data`, and a dot."""
+    for key in keys:
+        if key not in data:
+            raise ProblemError(f"{where}{key}", f"is missing{hint}")
 
 
 def number(where: str, value: Any, *, positive: bool = False) -> float:
