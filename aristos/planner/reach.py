@@ -115,6 +115,11 @@ def _least(w: Floats, count: int) -> Floats:
     return np.partition(w, count - 1, axis=1)[:, :count].sum(1)
 
 
+def _sums(w: Floats) -> Floats:
+    """[n, m + 1] the sums of the 0, 1, 2, ... smallest entries of each row of w, [n, m]."""
+    return np.pad(np.cumsum(np.sort(w, axis=1), axis=1), ((0, 0), (1, 0)))
+
+
 def by_parts(w: Floats, row: NDArray[np.int64], s: int) -> Floats:
     """[devices, counts] the least C of each device of a child, if c devices of the group are in that child.
 
@@ -123,11 +128,10 @@ def by_parts(w: Floats, row: NDArray[np.int64], s: int) -> Floats:
     n, size = len(w), len(row)
     others = np.ones(n, bool)
     others[row] = False
-    outside = np.sort(w[np.ix_(row, np.flatnonzero(others))], axis=1)
-    outside = np.concatenate([np.zeros((size, 1)), np.cumsum(outside, axis=1)], axis=1)
+    outside = _sums(w[np.ix_(row, np.flatnonzero(others))])
     inside = w[np.ix_(row, row)].copy()
     np.fill_diagonal(inside, np.inf)
-    inside = np.concatenate([np.zeros((size, 1)), np.cumsum(np.sort(inside, axis=1)[:, :-1], axis=1)], axis=1)
+    inside = _sums(inside)
     found = np.full((size, size + 1), np.inf)
     for c in range(1, min(size, s - 1) + 1):
         if s - c < outside.shape[1]:
@@ -144,18 +148,15 @@ def _nested(w: Floats, members: NDArray[np.int64], u: Cell, s: int) -> Floats:
     row = np.searchsorted(members, u.members)
     inside_u = np.zeros(len(w), bool)
     inside_u[row] = True
-    outside = np.sort(w[np.ix_(row, np.flatnonzero(~inside_u))], axis=1)
-    outside = np.concatenate([np.zeros((size, 1)), np.cumsum(outside, axis=1)], axis=1)
+    outside = _sums(w[np.ix_(row, np.flatnonzero(~inside_u))])
     child_of = np.zeros(len(w), np.int64)
     for number, child in enumerate(u.children):
         child_of[np.searchsorted(members, child.members)] = number
     mine = child_of[row]
     same = mine[:, None] == mine[None, :]
     local = w[np.ix_(row, row)]
-    inside = np.sort(np.where(same & ~np.eye(size, dtype=bool), local, np.inf), axis=1)
-    inside = np.concatenate([np.zeros((size, 1)), np.cumsum(inside, axis=1)], axis=1)
-    middle = np.sort(np.where(same, np.inf, local), axis=1)
-    middle = np.concatenate([np.zeros((size, 1)), np.cumsum(middle, axis=1)], axis=1)
+    inside = _sums(np.where(same & ~np.eye(size, dtype=bool), local, np.inf))
+    middle = _sums(np.where(same, np.inf, local))
     held = np.sort([len(child.members) for child in u.children])[::-1]
     total = np.cumsum(held)
     for c in range(1, min(size, s - 1) + 1):
