@@ -79,10 +79,9 @@ def components(linked: np.ndarray) -> np.ndarray:
 
 def groups_of(labels: np.ndarray) -> list[list[int]]:
     """Groups from labels. Devices ascend within a group, and groups are in the order of their first devices."""
-    first = {int(label): i for i, label in reversed(list(enumerate(labels)))}
-    members: dict[int, list[int]] = {label: [] for label in sorted(first, key=first.__getitem__)}
+    members: dict[int, list[int]] = {}
     for i, label in enumerate(labels):
-        members[int(label)].append(i)
+        members.setdefault(int(label), []).append(i)
     return list(members.values())
 
 
