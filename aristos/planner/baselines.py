@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from .cells import joined, link_key, single_linkage
 from .cost import Cost, evaluate, stage_us
 from .problem import Problem
-from .terms import link_us
 
 NAMES = ("one group", "one group a node", "2024 greedy")
 GREEDY_MOST = 256  # devices; with more, `all_baselines` skips the greedy merge, whose time is cubic
@@ -18,11 +18,6 @@ GREEDY_MOST = 256  # devices; with more, `all_baselines` skips the greedy merge,
 def one_group(problem: Problem) -> list[list[int]]:
     """All devices together."""
     return [list(range(problem.n))]
-
-
-def link_key(problem: Problem) -> np.ndarray:
-    """[n, n] the time of a whole payload over each link, us."""
-    return link_us(problem.alpha_us, problem.beta_us_per_mib, problem.payload_mib)
 
 
 def node_of(problem: Problem) -> np.ndarray:
@@ -45,7 +40,7 @@ def node_of(problem: Problem) -> np.ndarray:
     if len(values) < 2 or (steps := values[1:] / values[:-1]).max() < 2:
         return np.zeros(problem.n, np.int64)
     limit = values[int(np.argmax(steps))]
-    return components(key <= limit)
+    return joined([link for link in single_linkage(key) if link[0] <= limit], problem.n)
 
 
 def _nodes_by_name(names: tuple[str, ...]) -> np.ndarray | None:
@@ -56,25 +51,6 @@ def _nodes_by_name(names: tuple[str, ...]) -> np.ndarray | None:
             return None
         stems.append(stem)
     return np.unique(stems, return_inverse=True)[1].astype(np.int64) if stems else None
-
-
-def components(linked: np.ndarray) -> np.ndarray:
-    """[n] the number of each device's connected component. Numbers follow the components' first devices.
-
-    linked: [n, n] bool"""
-    n = len(linked)
-    found = np.full(n, -1, np.int64)
-    number = 0
-    for start in range(n):
-        if found[start] >= 0:
-            continue
-        front = np.zeros(n, bool)
-        front[start] = True
-        while front.any():
-            found[front] = number
-            front = linked[front].any(0) & (found < 0)
-        number += 1
-    return found
 
 
 def groups_of(labels: np.ndarray) -> list[list[int]]:

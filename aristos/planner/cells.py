@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from .baselines import link_key
 from .problem import Problem
+from .terms import link_us
 
 LEVELS = 4  # levels of cells between a device and the whole cluster
 STEP = 1.02  # a level begins where link costs rise by this ratio
@@ -32,6 +32,11 @@ class Cell:
         return [self, *(each for child in self.children for each in child.walk())]
 
 
+def link_key(problem: Problem) -> NDArray[np.float64]:
+    """[n, n] the time of a whole payload over each link, us."""
+    return link_us(problem.alpha_us, problem.beta_us_per_mib, problem.payload_mib)
+
+
 def single_linkage(key: NDArray[np.float64]) -> list[tuple[float, int, int]]:
     """Links (height, a, b) of a minimum spanning tree, in ascending order of height. key: [n, n] the links' heights."""
     n = len(key)
@@ -46,6 +51,14 @@ def single_linkage(key: NDArray[np.float64]) -> list[tuple[float, int, int]]:
         closer = out & (key[j] < nearest)
         nearest[closer], by[closer] = key[j][closer], j
     return sorted(links)
+
+
+def joined(links: list[tuple[float, int, int]], n: int) -> NDArray[np.int64]:
+    """[n] a label for each device. Devices that these links connect have equal labels."""
+    label = np.arange(n)
+    for _, a, b in links:
+        label[label == label[b]] = label[a]
+    return label
 
 
 def find(problem: Problem, step: float = STEP) -> Cell:
@@ -66,23 +79,11 @@ def find(problem: Problem, step: float = STEP) -> Cell:
 def _refine(cell: Cell, links: list[tuple[float, int, int]], cuts: list[int]) -> None:
     """Split a cell at the first cut, from slow to fast links, that divides it into several parts."""
     for number, at in enumerate(cuts):
-        parts = _components(cell.members, links[: at + 1])
+        label = joined(links[: at + 1], len(links) + 1)[cell.members]
+        parts = dict.fromkeys(label.tolist())  # in the order of their first devices
         if len(parts) > 1:
-            cell.children = [Cell(part) for part in parts]
+            cell.children = [Cell(cell.members[label == part]) for part in parts]
             for child in cell.children:
                 if len(child.members) > 1:
                     _refine(child, links, cuts[number + 1 :])
             return
-
-
-def _components(members: NDArray[np.int64], links: list[tuple[float, int, int]]) -> list[NDArray[np.int64]]:
-    label = {int(i): int(i) for i in members}
-    inside = set(label)
-    for _, a, b in links:
-        if a in inside and b in inside and label[a] != label[b]:
-            old, new = label[b], label[a]
-            label = {i: new if c == old else c for i, c in label.items()}
-    found: dict[int, list[int]] = {}
-    for i in members:
-        found.setdefault(label[int(i)], []).append(int(i))
-    return [np.array(part) for part in found.values()]

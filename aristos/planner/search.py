@@ -13,7 +13,8 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from . import moves
-from .baselines import groups_of, link_key
+from .baselines import groups_of
+from .cells import link_key
 from .cost import allreduce_us, evaluate, slowest_link
 from .exact import pairs_from_slow
 from .problem import Problem
