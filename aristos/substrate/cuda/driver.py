@@ -20,8 +20,7 @@ GPUS = (
 
 _FORKED = (
     "CUDA does not survive a fork: start the processes with mpiexec or srun, or with multiprocessing's 'spawn'; and"
-    " make"
-    " no CUDA call after CUDA was shut down at exit"
+    " make no CUDA call after CUDA was shut down at exit"
 )
 _KERNEL = (
     "this or an earlier kernel failed, and the process can no longer use the GPU: start the process again;"
@@ -78,30 +77,22 @@ ADVICE = {
                      "CUDA_ERROR_INVALID_ADDRESS_SPACE", "CUDA_ERROR_INVALID_PC", "CUDA_ERROR_HARDWARE_STACK_ERROR"),
                     _KERNEL),
 }  # fmt: skip
-OF_CALL = {  # (function, error) -> advice, for errors that mean something else in that function
-    (
-        "cuIpcOpenMemHandle",
-        "CUDA_ERROR_INVALID_CONTEXT",
-    ): f"CUDA does not find the process that owns the memory: {_IPC}",
-    (
-        "cuIpcOpenMemHandle",
-        "CUDA_ERROR_INVALID_VALUE",
-    ): f"perhaps the GPU that owns the memory is hidden: {_IPC}",
-    **{
-        (function, f"CUDA_ERROR_{error}"): _NO_EVENT_NODES
-        for function in ("cuStreamWaitEvent", "cuEventRecordWithFlags")
-        for error in ("NOT_SUPPORTED", "NOT_PERMITTED", "INVALID_VALUE", "STREAM_CAPTURE_UNSUPPORTED")
-    },
-    (
-        "cuIpcOpenMemHandle",
-        "CUDA_ERROR_INVALID_HANDLE",
-    ): "the process that owns the memory has ended, or has freed it: see its output",
-    (
-        "cuIpcGetMemHandle",
-        "CUDA_ERROR_NOT_SUPPORTED",
-    ): "this GPU or system (WSL, vGPU) has no CUDA IPC: use one rank on each GPU",
+_CAPTURED = {
+    f"CUDA_ERROR_{error}": _NO_EVENT_NODES
+    for error in ("NOT_SUPPORTED", "NOT_PERMITTED", "INVALID_VALUE", "STREAM_CAPTURE_UNSUPPORTED")
 }
-MEMORY = ("CUDA_ERROR_OUT_OF_MEMORY",)
+OF_CALL = {  # function -> error -> advice, for errors that mean something else in that function
+    "cuIpcOpenMemHandle": {
+        "CUDA_ERROR_INVALID_CONTEXT": f"CUDA does not find the process that owns the memory: {_IPC}",
+        "CUDA_ERROR_INVALID_VALUE": f"perhaps the GPU that owns the memory is hidden: {_IPC}",
+        "CUDA_ERROR_INVALID_HANDLE": "the process that owns the memory has ended, or has freed it: see its output",
+    },
+    "cuIpcGetMemHandle": {
+        "CUDA_ERROR_NOT_SUPPORTED": "this GPU or system (WSL, vGPU) has no CUDA IPC: use one rank on each GPU"
+    },
+    "cuStreamWaitEvent": _CAPTURED,
+    "cuEventRecordWithFlags": _CAPTURED,
+}
 
 
 def bindings() -> Any:
@@ -169,10 +160,8 @@ def uuid_text(uuid: bytes) -> str:
 
 def _raise(name: str, status: Any) -> NoReturn:
     error = status.name
-    advice = OF_CALL.get((name, error)) or ADVICE.get(
-        error, "see this function in the reference of the CUDA driver API"
-    )
-    if error in MEMORY:
+    advice = (ADVICE | OF_CALL.get(name, {})).get(error, "see this function in the reference of the CUDA driver API")
+    if error == "CUDA_ERROR_OUT_OF_MEMORY":
         raise MemoryProblem(f"{name}: {error}: {_free_memory()}")
     raise EnvironmentProblem(f"{name}: {error}: {advice}")
 
