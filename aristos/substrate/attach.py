@@ -7,7 +7,7 @@ from typing import Any
 
 from kernel_cache.compile import report_as
 
-from ..errors import EnvironmentProblem, MismatchError
+from ..errors import MismatchError
 from ..transport.group import Group, warn_if_launched
 from ..transport.limits import Limits
 from .cpu.runtime import CpuRuntime
@@ -61,19 +61,12 @@ def _new_runtime(group: Group, backend: str) -> Runtime:
 
 def _runtime_class(group: Group, backend: str) -> type[Runtime]:
     """The class of a backend's runtimes. If a rank lacks a package for it, every rank raises."""
-    if backend == "cpu":
-        return CpuRuntime
-    problem: EnvironmentProblem | None = None
-    try:
-        from .cuda.runtime import CudaRuntime
-    except EnvironmentProblem as missing:
-        problem = missing
-    for rank, why in enumerate(group.allgather(None if problem is None else str(problem), "packages for CUDA")):
-        if why is not None:
-            problem = problem or EnvironmentProblem(f"rank {rank}: {why}")
-    if problem is not None:
-        problem.on_all_ranks = True
-        raise problem
+    return CpuRuntime if backend == "cpu" else group.on_all(_cuda_runtime, "packages for CUDA")
+
+
+def _cuda_runtime() -> type[Runtime]:
+    from .cuda.runtime import CudaRuntime
+
     return CudaRuntime
 
 

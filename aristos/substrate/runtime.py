@@ -38,8 +38,7 @@ from .windows import EngineMemory, readers
 
 OPEN_CALL = (
     "a call is open on this communicator: wait() for what start() returned, or combine() what was dispatched, before"
-    " the"
-    " next call"
+    " the next call"
 )
 BUNDLE_PAIRS = 512  # most (token, choice) pairs of a bundle
 
@@ -182,8 +181,7 @@ class Runtime(ABC):
         if os.getpid() != self._pid:
             raise ClosedError(
                 f"this layer was made in process {self._pid}, and this process is a fork of that one, without its"
-                " threads:"
-                " make layers after forking, or start processes with spawn"
+                " threads: make layers after forking, or start processes with spawn"
             )
         if self.broken is not None:
             raise ClosedError(

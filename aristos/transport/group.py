@@ -11,11 +11,11 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
-from ..errors import MemoryProblem, PoisonedError
+from ..errors import AristosError, EnvironmentProblem, MemoryProblem, PoisonedError
 from ..host import launch_environment, mpi_files
 from ..host.nodes import Nodes
 from ..host.processes import ENDED, Process
@@ -28,6 +28,7 @@ from .warning import warn
 from .watchdog import NAMED, Calling, Watchdog
 from .window import Window
 
+T = TypeVar("T")
 ABORTED = 86  # exit code of a job that ends itself
 ABORT_SECONDS = 3  # seconds for last words and MPI_Abort; then SIGALRM ends this process, and the launcher ends the job
 DRAIN_SECONDS = 0.2  # how long a process waits until the launcher has read its pipes
@@ -175,6 +176,23 @@ class Group:
             return [value]
         with self.together(f"the other ranks ({what})"):
             return self.comm.allgather(value)
+
+    def on_all(self, step: Callable[[], T], what: str) -> T:
+        """The result of a step on this rank; if the step fails on one rank, all ranks raise. Collective.
+
+        what: the subject, for messages.
+        """
+        problem: AristosError | None = None
+        try:
+            made = step()
+        except AristosError as error:
+            problem = error
+        for rank, why in enumerate(self.allgather(problem and str(problem), what)):
+            if why is not None:
+                problem = problem or EnvironmentProblem(f"rank {rank}: {why}")
+                problem.on_all_ranks = True
+                raise problem
+        return made
 
     @contextlib.contextmanager
     def together(self, what: str) -> Iterator[None]:

@@ -17,7 +17,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -47,6 +47,7 @@ from .interrupts import PROCESS as INTERRUPTS
 from .outboxes import DeviceMemory
 from .proxy_thread import DeviceWire, ProxyThread
 
+T = TypeVar("T")
 MOST_ROWS = 256  # most rows of a tile
 MOST_NS = 1 << 61  # the longest timeout; the sum of two, which kernels compute, still fits a word
 MERGE_POLLS = 8  # idle polls for which a run of few rows waits for more rows of its expert
@@ -86,19 +87,8 @@ class CudaRuntime(Runtime):
         with contextlib.suppress(EnvironmentProblem):  # a GPU that has failed does no work either
             self._wait()
 
-    def _on_all(self, step: Callable[[], Any]) -> Any:
-        """The result of a step on this rank; if it fails on one rank, all ranks raise. Collective."""
-        made, mine = None, None
-        try:
-            made = step()
-        except AristosError as error:
-            mine = error
-        for rank, why in enumerate(self.group.allgather(str(mine) if mine else None, "memory of their GPUs")):
-            if why is not None:
-                problem = mine or EnvironmentProblem(f"rank {rank}: {why}")
-                problem.on_all_ranks = True
-                raise problem
-        return made
+    def _on_all(self, step: Callable[[], T]) -> T:
+        return self.group.on_all(step, "memory of their GPUs")
 
     # ------------------------------------------------------------ capacity
 
@@ -289,8 +279,7 @@ class CudaRuntime(Runtime):
         if number == self._captured[0] and not self.device.follows(nodes, self._captured[1]):
             raise InputError(
                 "calls must not be in parallel branches of a graph, because ranks could run them in different orders:"
-                " let"
-                " the stream of the second call wait for an event that is recorded after the first"
+                " let the stream of the second call wait for an event that is recorded after the first"
             )
 
     def follow(self, stream: int, capturing: bool = False) -> None:
@@ -551,8 +540,7 @@ class Blocks:
         if found < 1:
             raise EnvironmentProblem(
                 f"{self.device.name} has no space for a block of {loaded.kernel.name} for each of the {self.sharing}"
-                " ranks"
-                " that share it: use fewer ranks on each GPU"
+                " ranks that share it: use fewer ranks on each GPU"
             )
         return found
 
