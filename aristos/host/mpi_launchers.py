@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import re
-import shutil
-import subprocess
 from pathlib import Path
 
 from .mpi_library import Library
+from .programs import run_program
 
 
 def mpirun_version(path: str) -> str:
     """The output of `mpirun --version`; '' if it cannot be run."""
-    try:
-        return subprocess.run([path, "--version"], capture_output=True, text=True, timeout=10).stdout
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
+    done = run_program([path, "--version"])
+    return "" if done is None else done.stdout
 
 
 def own_program(library: Library | None, name: str) -> str:
@@ -26,17 +23,10 @@ def own_program(library: Library | None, name: str) -> str:
 
 def srun(*words: str) -> str | None:
     """The output of `srun WORDS`, both streams; None if there is no srun or it fails."""
-    if shutil.which("srun") is None:
-        return None
-    try:
-        done = subprocess.run(["srun", *words], capture_output=True, text=True, timeout=10)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout + done.stderr if done.returncode == 0 else None
+    done = run_program(["srun", *words])
+    return done.stdout + done.stderr if done is not None and done.returncode == 0 else None
 
 
 def pmi_types(listing: str | None) -> list[str]:
     """The types in the output of `srun --mpi=list`; [] for None."""
-    if listing is None:
-        return []
-    return list(re.findall(r"^\s+(\w+)\s*$", listing, re.MULTILINE))
+    return re.findall(r"^\s+(\w+)\s*$", listing or "", re.MULTILINE)

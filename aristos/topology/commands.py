@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import subprocess
 from collections.abc import Callable, Sequence
+
+from ..host.programs import run_program
 
 LIMIT = 20.0  # seconds; nvidia-smi takes several seconds if the driver must be loaded first
 Ask = Callable[[Sequence[str]], "CommandOutput | None"]
@@ -19,19 +18,8 @@ class CommandOutput(str):
 
 def ask(words: Sequence[str]) -> CommandOutput | None:
     """Run the command. Returns None if there is no such command or it takes longer than LIMIT."""
-    if shutil.which(words[0]) is None:
-        return None
-    try:
-        done = subprocess.run(
-            list(words),
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=LIMIT,
-            stdin=subprocess.DEVNULL,
-            env={**os.environ, "LC_ALL": "C"},
-        )
-    except (OSError, subprocess.TimeoutExpired):
+    done = run_program(words, LIMIT)
+    if done is None:
         return None
     answer = CommandOutput(done.stdout if done.returncode == 0 else done.stdout + done.stderr)
     answer.ok = done.returncode == 0
