@@ -76,19 +76,13 @@ def _published(name: str, scale: int, note: str = "") -> Preset:
     """The preset of a model of the table, for few and for many tokens, without the shared expert and the capacity."""
     m = MODELS[name]
     kept = {key: value for key, value in m.options.items() if key in ("activation", "bias", "limit")}
-    return Preset(
-        m.hidden,
-        m.ffn,
-        m.experts,
-        m.top_k,
-        (16, 1024),
-        gated=m.gated,
-        scale=scale,
-        source=m.source,
-        note=note,
-        router=Router(**m.router),
-        **kept,
-    )
+    return Preset(**_layer(m), **kept, tokens=(16, 1024), scale=scale, source=m.source, note=note)
+
+
+def _layer(m: Model) -> dict[str, Any]:
+    """The fields of a model that presets and configurations have too."""
+    same = {key: getattr(m, key) for key in ("hidden", "ffn", "experts", "top_k", "gated")}
+    return {**same, "router": Router(**m.router)}
 
 
 PRESETS: dict[str, Preset] = {
@@ -240,26 +234,17 @@ def shape(
     width = {"hidden": max(1, preset.hidden // divisor), "ffn": max(1, preset.ffn // divisor)}
     label = name if divisor == 1 else f"{name}/{divisor}"
     given = {"hidden": hidden, "ffn": ffn, "experts": experts, "top_k": top_k, "activation": activation}
+    given = {key: value for key, value in given.items() if value is not None}
     own = {**vars(preset), **width}
-    changed = [key for key, value in given.items() if value is not None and value != own[key]]
+    changed = [key for key, value in given.items() if value != own[key]]
     counts = preset.tokens if tokens is None else tokens
     if not counts:
         raise InputError(f"tokens must have an entry for each call to measure, got {counts!r}")
     whole_groups = preset.router.groups or 1
-    cfg = MoEConfig(
-        hidden=width["hidden"] if hidden is None else hidden,
-        ffn=width["ffn"] if ffn is None else ffn,
-        experts=-(-max(preset.experts, world) // whole_groups) * whole_groups if experts is None else experts,
-        top_k=preset.top_k if top_k is None else top_k,
-        activation=preset.activation if activation is None else activation,
-        gated=preset.gated,
-        limit=preset.limit,
-        bias=preset.bias,
-        dtype=dtype,
-        precision=precision,
-        max_tokens=max(counts),
-        router=preset.router,
-    )
+    own["experts"] = -(-max(preset.experts, world) // whole_groups) * whole_groups
+    kept = ("hidden", "ffn", "experts", "top_k", "activation", "gated", "limit", "bias", "router")
+    options = {key: own[key] for key in kept} | given
+    cfg = MoEConfig(**options, dtype=dtype, precision=precision, max_tokens=max(counts))
     note = preset.note
     if experts is None and cfg.experts != preset.experts:
         note = "; ".join(filter(None, [note, f"{cfg.experts} experts instead of {preset.experts}: one for each rank"]))
@@ -295,18 +280,9 @@ def reduced(name: str, scale: int = 16, **given: Any) -> MoEConfig:
     m, divisor = MODELS[name], whole("scale", scale)
     if not m.buildable:
         raise InputError(f"name must be a model that Aristos can run, got {name}: {m.lacking}")
-    options: dict[str, Any] = {
-        "hidden": max(1, m.hidden // divisor),
-        "ffn": max(1, m.ffn // divisor),
-        "experts": m.experts,
-        "top_k": m.top_k,
-        "gated": m.gated,
-        "router": Router(**m.router),
-        **m.options,
-    }
-    if m.shared:
-        options["shared_ffn"] = max(1, m.shared // divisor)
-    return MoEConfig(**{**options, **given})
+    widths = {"hidden": m.hidden, "ffn": m.ffn, "shared_ffn": m.shared}
+    divided = {key: max(1, width // divisor) for key, width in widths.items() if width}
+    return MoEConfig(**{**_layer(m), **m.options, **divided, **given})
 
 
 def with_max_tokens(cfg: MoEConfig, tokens: int) -> MoEConfig:
