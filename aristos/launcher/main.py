@@ -6,6 +6,7 @@ import os
 import shlex
 import sys
 from argparse import Namespace
+from collections import Counter
 from dataclasses import dataclass
 
 from ..errors import EnvironmentProblem, InputError
@@ -130,12 +131,8 @@ def notes(here: list[Seat], nodes: int) -> list[str]:
             f"oversubscribed: {len(crowded)} ranks share {cores} cores of {where}, so they often wait for each"
             f" other; at most {cores * nodes} ranks would have a core each"
         )
-    by_device: dict[int, int] = {}
-    for seat in here:
-        if seat.device is not None:
-            by_device[seat.device] = by_device.get(seat.device, 0) + 1
-    several = {device: count for device, count in by_device.items() if count > 1}
-    if several:
+    by_device = Counter(seat.device for seat in here if seat.device is not None)
+    if max(by_device.values(), default=0) > 1:
         found.append(
             f"{len(here)} ranks share {len(by_device)} GPUs of a node: the layer is made for one rank on each GPU"
         )
