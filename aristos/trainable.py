@@ -14,7 +14,6 @@ class Everyone(Protocol):
 
     def allgather(self, value: Any, what: str) -> list[Any]:
         """Every rank's `value`, in rank order. what: the subject, for messages."""
-        ...
 
 
 class AdamScales(NamedTuple):
@@ -94,7 +93,6 @@ class Trainable(Protocol):
         PeerInputError
             Another rank passed an error.
         """
-        ...
 
     def refuse_half_changed(self) -> None:
         """Refuse weights that a step or a restore has changed only in part.
@@ -104,11 +102,9 @@ class Trainable(Protocol):
         InputError
             This rank's weights are half changed.
         """
-        ...
 
     def changing(self) -> AbstractContextManager[None]:
         """A block in which weights change. If the block is interrupted, this rank refuses calls until `restore`."""
-        ...
 
     def everywhere(self, run: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]:
         """Run a function for every item, on all workers.
@@ -125,7 +121,6 @@ class Trainable(Protocol):
         list
             What the function returned, in the order of the items.
         """
-        ...
 
     def params(self, layer: int = 0) -> dict[str, np.ndarray]: ...
 
