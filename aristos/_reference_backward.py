@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -274,7 +273,7 @@ def backward(
     if outside:
         return found | {"weights": dw}
     scores = parts.scores_of(cfg, by, given["router"], given.get("router_bias"))
-    taken = parts.route(without_capacity(cfg), by, **router)[0]
+    taken = parts.route(config.without_capacity(cfg), by, **router)[0]
     ds = by_logits(cfg, scores, taken, dw) + (0.0 if dlogits is None else np.asarray(dlogits, np.float64))
     found["router"] = by.T @ ds
     if "router_bias" in found:
@@ -290,11 +289,6 @@ def expert_names(cfg: MoEConfig) -> list[str]:
     """Names of the arrays of an expert."""
     names = ["up", "gate", "down"] if cfg.gated else ["up", "down"]
     return names + [f"{name}_bias" for name in names]
-
-
-def without_capacity(cfg: MoEConfig) -> MoEConfig:
-    """`cfg` without a capacity, so that ids also name choices beyond it."""
-    return replace(cfg, router=replace(cfg.router, capacity=None, capacity_factor=None))
 
 
 def _shared(cfg: MoEConfig, rows: Floats, back: Floats, given: Arrays, found: Arrays) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -69,6 +69,7 @@ ValuedScore = Literal["softmax", "sigmoid", "sqrtsoftplus"]
 GROUP_SCORES: dict[str, int] = {"max": 0, "sum_top2": 1}
 GroupScore = Literal["max", "sum_top2"]
 WEIGHTS_ON: tuple[str, ...] = ("output", "input")
+FLAGS: tuple[str, ...] = ("gated", "bias", "shared_sigmoid", "limit_after")
 MOST_GROUPS = 63  # most groups: a set of groups is one word
 SPARSEMIXER_WIDTH = 0.02  # twice the jitter of Phi-3.5-MoE
 LEAST_SUM = 1e-20  # added to the sum of k weights before they are divided by it, as in DeepSeek-V3's code
@@ -351,8 +352,7 @@ class MoEConfig:
             self,
             **sizes,
             activation=_one_of("activation", self.activation, ACTIVATIONS),
-            gated=boolean("gated", self.gated),
-            bias=boolean("bias", self.bias),
+            **{name: boolean(name, getattr(self, name)) for name in FLAGS},
             dtype=_one_of("dtype", self.dtype, ROW_TYPES),
             precision=_one_of("precision", self.precision, PRECISIONS),
         )
@@ -373,12 +373,7 @@ class MoEConfig:
         self._check_router()
 
     def _check_flags(self) -> None:
-        """Raise InputError for a flag about something that the layer does not have."""
-        _normalize(
-            self,
-            shared_sigmoid=boolean("shared_sigmoid", self.shared_sigmoid),
-            limit_after=boolean("limit_after", self.limit_after),
-        )
+        """Raise InputError for an option about something that the layer does not have."""
         if self.shared_sigmoid and not self.shared_ffn:
             raise InputError("shared_sigmoid=True requires a shared expert, got shared_ffn=0")
         if self.limit_after and self.limit is None:
@@ -441,3 +436,8 @@ class MoEConfig:
             raise InputError(
                 f"top_k must be at most {kept * size}, the experts in topk_groups={kept} groups, got {self.top_k}"
             )
+
+
+def without_capacity(cfg: MoEConfig) -> MoEConfig:
+    """`cfg` without its capacity, so that ids also name choices beyond it. Weights do not depend on the capacity."""
+    return replace(cfg, router=replace(cfg.router, capacity=None, capacity_factor=None))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 from ..config import MoEConfig
@@ -44,11 +43,6 @@ def shapes_of(cfg: MoEConfig, stored: StoredLayer) -> dict[str, tuple[int, ...]]
         "expert_scale": (1 if stored.late else cfg.columns,),
     }
     return found | {LATE + name: found[name] for name in WEIGHTS}
-
-
-def without_capacity(cfg: MoEConfig) -> MoEConfig:
-    """`cfg` without its capacity. Weights do not depend on the capacity, so a caller may use another one."""
-    return replace(cfg, router=replace(cfg.router, capacity=None, capacity_factor=None))
 
 
 def difference(one: MoEConfig, other: MoEConfig) -> str:

@@ -14,13 +14,13 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from ..config import MoEConfig, Router
+from ..config import MoEConfig, Router, without_capacity
 from ..errors import AristosError, CheckpointError, InputError
 from ..layer.arguments import DEFAULT_TIMEOUT, check_comm
 from ..transport.warning import warn
 from ..weight_types import WeightType
 from . import encoder_decoder_families, methods, sigmoid_families, softmax_families, topk_families
-from .agreement import agree, difference, shapes_of, without_capacity
+from .agreement import agree, difference, shapes_of
 from .directory import Directory
 from .options import Options
 from .progress import Progress
