@@ -20,7 +20,7 @@ from ..host import slurm_variables
 from . import commands, nvml, pci, slurm_job, slurm_network, smi_node, sysfs
 from .commands import Ask
 from .faults import dark, fabric, fewer, hidden, mixed
-from .model import Fault, Gpu, Nic, Node, Topology
+from .model import Fault, Gpu, Node, Topology
 from .network import Network
 from .slurm_job import SlurmJob
 from .visible import visible
@@ -100,10 +100,8 @@ def node_here(
     base = sysfs.node(name, root / "sys")
     found, faults = _by_nvml(library) or _by_smi(ask) or _by_kernel(root)
     devices = tuple(_placed(device, root) for device in found.devices)
-    nics = tuple(
-        replace(nic, pci=known.pci, numa=known.numa) if (known := _same(nic.name, root)) else nic for nic in found.nics
-    )
-    nics = nics or pci.nics(root)
+    known = {nic.name: nic for nic in pci.nics(root)}
+    nics = tuple(replace(known.get(nic.name, nic), label=nic.label) for nic in found.nics) or tuple(known.values())
     links = dict(found.links)
     ends = [(d.label, d.pci) for d in devices] + [(nic.label, nic.pci) for nic in nics]
     for (a, one), (b, other) in itertools.combinations(ends, 2):
@@ -155,10 +153,6 @@ def _placed(device: Gpu, root: Path) -> Gpu:
     if cpus is not None:
         device = replace(device, cpus=cpus, cpus_from="sysfs")
     return replace(device, numa=numa) if numa is not None else device
-
-
-def _same(name: str, root: Path) -> Nic | None:
-    return next((nic for nic in pci.nics(root) if nic.name == name), None)
 
 
 def network_of(job: SlurmJob | None, ask: Ask, env: Mapping[str, str], root: Path) -> tuple[Network, list[Fault]]:

@@ -45,7 +45,6 @@ def node(name: str | None = None, root: Path = SYS, allowed: frozenset[int] | No
     """
     allowed = frozenset(os.sched_getaffinity(0)) if allowed is None else allowed
     cpus = cpus_in(root / "devices/system/cpu/online") or allowed
-    total = re.search(r"MemTotal:\s*([0-9]{1,15}) kB", read(root.parent / "proc/meminfo"))
     return Node(
         name=name or platform.node(),
         numa=numa(root),
@@ -53,9 +52,15 @@ def node(name: str | None = None, root: Path = SYS, allowed: frozenset[int] | No
         cores=cores(root, cpus),
         cpus=cpus,
         allowed=allowed,
-        memory=int(total[1]) * 1024 if total else None,
+        memory=_memory(root.parent / "proc/meminfo"),
         complete=True,
     )
+
+
+def _memory(path: Path) -> int | None:
+    """The bytes that a file meminfo names as the total; None if it names none."""
+    total = re.search(r"MemTotal:\s*([0-9]{1,15}) kB", read(path))
+    return int(total[1]) * 1024 if total else None
 
 
 def numa(root: Path = SYS) -> tuple[Numa, ...]:
@@ -65,11 +70,10 @@ def numa(root: Path = SYS) -> tuple[Numa, ...]:
     found = []
     for index in sorted(folders):
         at = folders[index]
-        size = re.search(r"MemTotal:\s*([0-9]{1,15}) kB", read(at / "meminfo"))
         distances = [n for word in read(at / "distance").split() if (n := whole(word)) is not None]
         # the file has one number for each domain that is online, in order
         distance = dict(zip(sorted(folders), distances)) if len(distances) == len(folders) else {}
-        found.append(Numa(index, cpus_in(at / "cpulist"), int(size[1]) * 1024 if size else None, distance))
+        found.append(Numa(index, cpus_in(at / "cpulist"), _memory(at / "meminfo"), distance))
     return tuple(found)
 
 

@@ -29,7 +29,7 @@ def visible(env: Mapping[str, str], devices: Sequence[Gpu]) -> tuple[tuple[Visib
     text = env.get(VARIABLE)
     faults = _order(env, devices)
     if text is None:
-        return tuple(VisibleDevice(d, d.mig[0] if d.mig else None) for d in devices), faults
+        return tuple(map(_seen, devices)), faults
     seen: list[VisibleDevice] = []
     for entry in (part.strip() for part in text.split(",")):
         found = _resolve(entry, devices)
@@ -61,31 +61,25 @@ def _order(env: Mapping[str, str], devices: Sequence[Gpu]) -> list[Fault]:
 def _resolve(entry: str, devices: Sequence[Gpu]) -> VisibleDevice | str:
     """The device of an entry, or a text that says why there is none."""
     if re.fullmatch(r"[0-9]{1,9}", entry):
-        by_number = {d.index: d for d in devices}
-        if int(entry) not in by_number:
-            return f"is none of the {len(devices)} GPUs here"
-        device = by_number[int(entry)]
-        return VisibleDevice(device, device.mig[0] if device.mig else None)
-    if entry.startswith("MIG-"):
-        return _slice(entry, devices)
+        found = next((d for d in devices if d.index == int(entry)), None)
+        return f"is none of the {len(devices)} GPUs here" if found is None else _seen(found)
+    if entry.startswith("MIG-"):  # a UUID, or for drivers before 470 MIG-GPU-<uuid>/<gpu instance>/<compute instance>
+        slices = [(mig.uuid, VisibleDevice(d, mig)) for d in devices for mig in d.mig]
+        return _named(entry, slices, "MIG slices", "MIG slice")
     if entry.startswith("GPU-"):
-        starts = [d for d in devices if d.uuid and d.uuid.lower().startswith(entry.lower())]
-        if len(starts) == 1:
-            return VisibleDevice(starts[0], starts[0].mig[0] if starts[0].mig else None)
-        return "is the start of several UUIDs here" if starts else "is no UUID of a GPU here"
+        return _named(entry, [(d.uuid, _seen(d)) for d in devices if d.uuid], "UUIDs", "UUID of a GPU")
     return "is neither a number nor a UUID"
 
 
-def _slice(entry: str, devices: Sequence[Gpu]) -> VisibleDevice | str:
-    """The slice that an entry names, or a text that says why there is none.
+def _seen(device: Gpu) -> VisibleDevice:
+    """The GPU as CUDA shows it: under MIG its first slice."""
+    return VisibleDevice(device, device.mig[0] if device.mig else None)
 
-    The entry is a UUID, or for drivers before 470 MIG-GPU-<uuid>/<gpu instance>/<compute instance>.
-    """
-    for device in devices:
-        for mig in device.mig:
-            if mig.uuid.lower() == entry.lower():
-                return VisibleDevice(device, mig)
-    starts = [VisibleDevice(d, mig) for d in devices for mig in d.mig if mig.uuid.lower().startswith(entry.lower())]
-    if len(starts) == 1:
-        return starts[0]
-    return "is the start of several MIG slices here" if starts else "is no MIG slice here"
+
+def _named(entry: str, known: list[tuple[str, VisibleDevice]], several: str, one: str) -> VisibleDevice | str:
+    """The device whose name is the entry, or alone begins with it; or a text that says why there is none."""
+    starts = [(name, device) for name, device in known if name.lower().startswith(entry.lower())]
+    found = [device for name, device in starts if len(name) == len(entry)] or [device for _, device in starts]
+    if len(found) == 1:
+        return found[0]
+    return f"is the start of several {several} here" if found else f"is no {one} here"
