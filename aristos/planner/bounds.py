@@ -240,45 +240,36 @@ class _Model:
     """Collects columns and rows, and passes them to HiGHS at once."""
 
     def __init__(self) -> None:
-        self.cost: list[float] = []
-        self.upper: list[float] = []
-        self.whole: list[bool] = []
-        self.low: list[float] = []
-        self.high: list[float] = []
-        self.start: list[int] = []
-        self.index: list[int] = []
-        self.value: list[float] = []
+        self.columns: list[tuple[float, float, bool]] = []
+        self.rows: list[tuple[float, float, list[tuple[int, float]]]] = []
 
     def column(self, cost: float, upper: float, whole: bool = False) -> int:
-        self.cost.append(cost)
-        self.upper.append(float(upper))
-        self.whole.append(whole)
-        return len(self.cost) - 1
+        self.columns.append((cost, upper, whole))
+        return len(self.columns) - 1
 
     def row(self, low: float, high: float, entries: list[tuple[int, float]]) -> None:
-        self.low.append(float(low))
-        self.high.append(float(high))
-        self.start.append(len(self.index))
-        self.index += [i for i, _ in entries]
-        self.value += [float(v) for _, v in entries]
+        self.rows.append((low, high, entries))
 
     def least(self, enough: int, until: float, whole: bool) -> int:
         """Lower bound on the sum of costs, rounded up; `enough` if no solution exists."""
-        if not self.cost:
+        if not self.columns:
             return enough
+        cost, upper, integer = zip(*self.columns)
+        low, high, rows = zip(*self.rows)
+        index, value = zip(*(entry for row in rows for entry in row))
         highspy = solver()
         highs = highspy.Highs()
         highs.setOptionValue("output_flag", False)
         lp = highspy.HighsLp()
-        lp.num_col_, lp.num_row_ = len(self.cost), len(self.low)
-        lp.col_cost_, lp.col_lower_, lp.col_upper_ = np.array(self.cost), np.zeros(len(self.cost)), np.array(self.upper)
-        lp.row_lower_, lp.row_upper_ = np.array(self.low), np.array(self.high)
+        lp.num_col_, lp.num_row_ = len(cost), len(low)
+        lp.col_cost_, lp.col_lower_, lp.col_upper_ = np.array(cost, float), np.zeros(len(cost)), np.array(upper, float)
+        lp.row_lower_, lp.row_upper_ = np.array(low, float), np.array(high, float)
         lp.a_matrix_.format_ = highspy.MatrixFormat.kRowwise
-        lp.a_matrix_.start_ = np.array([*self.start, len(self.index)], np.int32)
-        lp.a_matrix_.index_, lp.a_matrix_.value_ = np.array(self.index, np.int32), np.array(self.value)
-        integer, real = highspy.HighsVarType.kInteger, highspy.HighsVarType.kContinuous
+        lp.a_matrix_.start_ = np.cumsum([0, *map(len, rows)]).astype(np.int32)
+        lp.a_matrix_.index_, lp.a_matrix_.value_ = np.array(index, np.int32), np.array(value, float)
         if whole:
-            lp.integrality_ = [integer if w else real for w in self.whole]
+            kinds = highspy.HighsVarType
+            lp.integrality_ = [kinds.kInteger if each else kinds.kContinuous for each in integer]
         highs.setOptionValue("threads", 1)
         highs.setOptionValue("random_seed", 0)
         highs.setOptionValue("mip_rel_gap", 0.0)
