@@ -110,9 +110,8 @@ def slowest_link(problem: Problem, group_of: NDArray[np.int64] | None = None) ->
 
 def link_of(problem: Problem, i: int, j: int) -> tuple[float, float]:
     """alpha and beta between two devices."""
-    if problem.tree is not None:
-        return problem.tree.link(i, j)
-    return float(problem.alpha_us[i, j]), float(problem.beta_us_per_mib[i, j])
+    alpha, beta = links_to(problem, i, np.array([j]))[0]
+    return float(alpha), float(beta)
 
 
 def links_to(problem: Problem, i: int, others: NDArray[np.int64]) -> NDArray[np.float64]:

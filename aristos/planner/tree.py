@@ -139,11 +139,6 @@ class Tree:
         inside = np.flatnonzero(groups[:child] != groups[0])
         return (start + int(inside[0]), start + child) if inside.size else None
 
-    def link(self, i: int, j: int) -> tuple[float, float]:
-        """alpha and beta between two devices."""
-        alpha, beta = self.links_to(i, np.array([j]))[0]
-        return float(alpha), float(beta)
-
     def links_to(self, i: int, others: NDArray[np.int64]) -> NDArray[np.float64]:
         """[others, 2] alpha and beta between a device and each of the others."""
         mine = self.up[:, [i]]
