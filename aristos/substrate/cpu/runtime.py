@@ -45,13 +45,6 @@ PAUSE_NS = 100_000_000  # compiled code returns to Python at least this often
 POISON_SECONDS = 0.1  # how long a failing rank lets MPI deliver its poison to other nodes
 
 
-def signature(job: np.ndarray, state: np.ndarray, worker: bool = True) -> tuple[Any, ...]:
-    """Numba types of a step's arguments."""
-    from numba import typeof, types
-
-    return (typeof(job), typeof(state), types.int64) if worker else (typeof(job), typeof(state))
-
-
 def engine_values(job: np.ndarray, shape: EngineShape, crowded: bool) -> dict[str, int]:
     """The words of a job's part `engine` that are neither addresses nor from the layout.
 
@@ -163,13 +156,12 @@ class CpuRuntime(Runtime):
         self._compile()
 
     def _compile(self) -> None:
-        from numba import int64
+        from numba import int64, typeof
 
-        job = np.zeros(words.JOB_WORDS + 1, np.int64)
-        step, plain = signature(job, self.state), signature(job, self.state, worker=False)
+        plain = typeof(np.zeros(words.JOB_WORDS + 1, np.int64)), typeof(self.state)
         warm_up(
             [
-                (self.loop.work, step),
+                (self.loop.work, (*plain, int64)),
                 (self.loop.run_alone, plain),
                 (self.loop.packing.begin, plain),
                 (self.loop.steps.end, plain),

@@ -12,7 +12,7 @@ import time
 from typing import Any
 
 import numpy as np
-from numba import int32, int64
+from numba import int32, int64, typeof
 
 from kernel_cache.compile import Locator, compiling, entry, jit, warm_up
 
@@ -72,8 +72,7 @@ class ProxyThread:
     def __init__(self, sides: Sides, device: Any, rank: int) -> None:
         self.sides, self._device, self._rank = sides, device, rank
         self.error: str | None = None
-        job, state = sides.job, sides.st
-        one = _types(job, state)
+        one = typeof(sides.job), typeof(sides.st)
         warm_up([(serve, one * 2), (proxy.put_poison, one), (proxy.poison, (*one * 2, int64))])
 
     def run(self) -> None:
@@ -103,9 +102,3 @@ class ProxyThread:
             while time.monotonic() < until:
                 wire.tend(self.sides.job[words.WIRE])
                 time.sleep(0.001)
-
-
-def _types(job: np.ndarray, state: np.ndarray) -> tuple[Any, ...]:
-    from numba import typeof
-
-    return typeof(job), typeof(state)
