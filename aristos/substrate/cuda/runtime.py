@@ -17,7 +17,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
@@ -47,7 +47,6 @@ from .interrupts import PROCESS as INTERRUPTS
 from .outboxes import DeviceMemory
 from .proxy_thread import DeviceWire, ProxyThread
 
-T = TypeVar("T")
 MOST_ROWS = 256  # most rows of a tile
 MOST_NS = 1 << 61  # the longest timeout; the sum of two, which kernels compute, still fits a word
 MERGE_POLLS = 8  # idle polls for which a run of few rows waits for more rows of its expert
@@ -87,7 +86,7 @@ class CudaRuntime(Runtime):
         with contextlib.suppress(EnvironmentProblem):  # a GPU that has failed does no work either
             self._wait()
 
-    def _on_all(self, step: Callable[[], T]) -> T:
+    def _on_all(self, step: Callable[[], Any]) -> Any:
         return self.group.on_all(step, "memory of their GPUs")
 
     # ------------------------------------------------------------ capacity
