@@ -22,9 +22,9 @@ class Suite:
     """The declaration of a suite.
 
     order: suites run by ascending order. ranks: the fewest ranks that the suite needs. share: its weight when several
-    suites divide the time of a run. default: whether a run that names no suite includes it. kernels: whether it needs
-    the layer's compiled CPU kernels. prepare: a function called with the ranks before the clock starts, which compiles
-    the code that only this suite needs.
+    suites divide the time of a run. default: whether a run that names no suite includes it. kernels: whether on CPUs
+    it needs the layer's compiled kernels. prepare: a function called with the ranks before the clock starts, which
+    compiles the code that only this suite needs.
     """
 
     name: str
@@ -34,7 +34,7 @@ class Suite:
     ranks: int = 1
     share: float = 1.0
     default: bool = True
-    kernels: bool = False
+    kernels: bool = True
     prepare: Callable[[World], None] | None = None
 
 
@@ -46,35 +46,19 @@ def declared(backend: Backend) -> dict[str, Suite]:
     return {each.name: each for each in sorted(_declared[backend].values(), key=lambda s: (s.order, s.name))}
 
 
-def suite(
-    name: str,
-    summary: str,
-    *,
-    order: int,
-    ranks: int = 1,
-    share: float = 1.0,
-    default: bool = True,
-    kernels: bool = True,
-    prepare: Callable[[World], None] | None = None,
-) -> Callable[[Run], Run]:
-    """Declare the decorated function, (Context) -> Result, as a suite on CPUs."""
-    more: dict[str, Any] = {"kernels": kernels, "prepare": prepare}
-    return _declare("cpu", name, summary, order=order, ranks=ranks, share=share, default=default, **more)
+def suite(name: str, summary: str, backend: Backend = "cpu", **rest: Any) -> Callable[[Run], Run]:
+    """Declare the decorated function, (Context) -> Result, as a suite. rest: `order` and other fields of `Suite`."""
 
-
-def gpu_suite(
-    name: str, summary: str, *, order: int, ranks: int = 1, share: float = 1.0, default: bool = True
-) -> Callable[[Run], Run]:
-    """Declare the decorated function, (Context, BenchGpu) -> Result, as a suite on GPUs.
-
-    Its module must import neither a CUDA compiler nor a driver at its top: `--help` imports it on every machine.
-    """
-    return _declare("cuda", name, summary, order=order, ranks=ranks, share=share, default=default)
-
-
-def _declare(backend: Backend, name: str, summary: str, **rest: Any) -> Callable[[Run], Run]:
     def declare(run: Run) -> Run:
         _declared[backend][name] = Suite(name, summary, run, **rest)
         return run
 
     return declare
+
+
+def gpu_suite(name: str, summary: str, **rest: Any) -> Callable[[Run], Run]:
+    """Declare the decorated function, (Context, BenchGpu) -> Result, as a suite on GPUs.
+
+    Its module must import neither a CUDA compiler nor a driver at its top: `--help` imports it on every machine.
+    """
+    return suite(name, summary, "cuda", **rest)

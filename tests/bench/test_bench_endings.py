@@ -57,8 +57,8 @@ def test_ctrl_c_keeps_finished_suites(tmp_path, monkeypatch):
 
     done = results.Table("gemm").add("x", (), 1)
     some = {
-        "gemm": registry.Suite("gemm", "", lambda _: Result(True, tables=[done]), order=1),
-        "layer": registry.Suite("layer", "", interrupted, order=2),
+        "gemm": registry.Suite("gemm", "", lambda _: Result(True, tables=[done]), order=1, kernels=False),
+        "layer": registry.Suite("layer", "", interrupted, order=2, kernels=False),
     }
     monkeypatch.setattr(suites, "known", lambda backend="cpu": some)
     monkeypatch.setattr(world, "connect", World)
@@ -77,7 +77,7 @@ def test_a_stdout_that_fails_loses_no_measurement(tmp_path, monkeypatch, capsys,
         raise error
 
     done = Result(True, [Sheet("a sheet", ())], [results.Table("gemm").add("x", (), 1)])
-    some = {"gemm": registry.Suite("gemm", "", lambda _: done, order=1)}
+    some = {"gemm": registry.Suite("gemm", "", lambda _: done, order=1, kernels=False)}
     monkeypatch.setattr(suites, "known", lambda backend="cpu": some)
     monkeypatch.setattr(world, "connect", World)
     monkeypatch.setattr(launch_environment, "unread", lambda: 141)
