@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import math
+from collections.abc import Callable
+from typing import TypeVar
 
 MOST_SECONDS = 1e6
 MOST_AMOUNT = 1e6
@@ -11,40 +13,34 @@ MOST_LATENCY = 1e6  # us
 LEAST_BANDWIDTH = 1e-3  # GB/s
 
 
-def positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
-    return value
+T = TypeVar("T", int, float)
 
 
-def not_negative(text: str) -> int:
-    value = int(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"must be at least 0, got {value}")
-    return value
+def number(convert: Callable[[str], T], fits: Callable[[T], bool], must: str) -> Callable[[str], T]:
+    """A type for argparse: `convert`, then an error unless the value fits. must: what a value must be, in words."""
+
+    def converted(text: str) -> T:
+        value = convert(text)
+        if not fits(value):
+            raise argparse.ArgumentTypeError(f"must be {must}, got {text}")
+        return value
+
+    converted.__name__ = convert.__name__  # argparse's message has this name if it cannot convert a text
+    return converted
+
+
+positive = number(int, lambda value: value >= 1, "at least 1")
+not_negative = number(int, lambda value: value >= 0, "at least 0")
+seconds = number(
+    float, lambda value: 0 < value < MOST_SECONDS, f"a positive number of seconds, less than {MOST_SECONDS:.0f}"
+)
+amount = number(float, lambda value: 0 < value < MOST_AMOUNT, f"a positive number, less than {MOST_AMOUNT:g}")
 
 
 def nonempty(text: str) -> str:
     if not text:
         raise argparse.ArgumentTypeError("must be a name, got '': check that the shell's variable is set")
     return text
-
-
-def seconds(text: str) -> float:
-    value = float(text)
-    if not 0 < value < MOST_SECONDS:
-        raise argparse.ArgumentTypeError(
-            f"must be a positive number of seconds, less than {MOST_SECONDS:.0f}, got {text}"
-        )
-    return value
-
-
-def amount(text: str) -> float:
-    value = float(text)
-    if not 0 < value < MOST_AMOUNT:
-        raise argparse.ArgumentTypeError(f"must be a positive number, less than {MOST_AMOUNT:g}, got {text}")
-    return value
 
 
 def counts(text: str) -> tuple[int, ...]:
@@ -92,8 +88,4 @@ def _with_unit(text: str, units: dict[str, float]) -> float:
 
 latencies.__name__ = "list of times"
 bandwidths.__name__ = "list of rates"
-amount.__name__ = "float"
-positive.__name__ = "int"  # argparse's message has this name if it cannot convert a text
-not_negative.__name__ = "int"
-seconds.__name__ = "float"
 counts.__name__ = "list of int"

@@ -14,7 +14,7 @@ from ..config import ACTIVATIONS, MOST_THREADS, MOVES, PRECISIONS
 from ..host import launch_environment
 from ..row_types import ROW_TYPES
 from . import suites
-from .arguments import bandwidths, counts, latencies, not_negative, positive, seconds
+from .arguments import bandwidths, counts, latencies, not_negative, number, positive, seconds
 from .options import Options, UsageError, is_file
 from .registry import Backend
 
@@ -26,14 +26,7 @@ class _Parser(launch_environment.OneRankParser):
         raise UsageError(message)
 
 
-def _threads(text: str) -> int:
-    value = int(text)
-    if not 1 <= value <= MOST_THREADS:
-        raise argparse.ArgumentTypeError(f"must be in 1..{MOST_THREADS}, got {value}")
-    return value
-
-
-_threads.__name__ = "int"
+threads = number(int, lambda value: 1 <= value <= MOST_THREADS, f"in 1..{MOST_THREADS}")
 
 
 def make_parser(prog: str = "python -m aristos.bench") -> argparse.ArgumentParser:
@@ -79,7 +72,7 @@ def make_parser(prog: str = "python -m aristos.bench") -> argparse.ArgumentParse
     )
     run = parser.add_argument_group("run")
     run.add_argument(
-        "--threads", type=_threads, metavar="N", help="workers per rank (default: one for each core of the rank)"
+        "--threads", type=threads, metavar="N", help="workers per rank (default: one for each core of the rank)"
     )
     run.add_argument(
         "--ranks-per-node",

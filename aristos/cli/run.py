@@ -9,7 +9,7 @@ import argparse
 import shlex
 import sys
 
-from ..bench.arguments import positive
+from ..bench.arguments import counts, positive
 from ..errors import AristosError, InputError
 from ..host import launch_environment
 
@@ -56,7 +56,7 @@ def options(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     )
     parser.add_argument(
         "--restart-ranks",
-        type=_several,
+        type=counts,
         metavar="RANKS,...",
         help="numbers of ranks of restarts 1, 2 and so on; later restarts use the last number (default: as before)",
     )
@@ -102,11 +102,6 @@ def main(argv: list[str]) -> int:
     except (AristosError, OSError) as why:
         print(f"aristos run: {why}", file=sys.stderr)
         return USAGE if isinstance(why, InputError) else ENVIRONMENT
-
-
-def _several(text: str) -> list[int]:
-    """The positive numbers in a text, separated by commas."""
-    return [positive(part) for part in text.split(",")]
 
 
 def _split(argv: list[str]) -> tuple[list[str], list[str]]:
