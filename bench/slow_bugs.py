@@ -80,7 +80,7 @@ def real(asked: argparse.Namespace) -> None:
     from functools import partial
 
     from aristos.bench.delay.network import Network
-    from aristos.bench.measure import gathered, in_turns
+    from aristos.bench.measure import in_turns
     from aristos.bench.workload import Call, Workload, execute
     from aristos.bench.world import connect
 
@@ -96,9 +96,9 @@ def real(asked: argparse.Namespace) -> None:
     network.set(*asked.link)
     run: dict[str, Callable[[], object]] = {"fused": partial(execute, layers["fused"], of, out)}
     with network:
-        first = gathered(world, in_turns(world, run, 5)["fused"]).max(axis=0).min()
+        first = in_turns(world, run, 5)["fused"].max(axis=0).min()
         count = int(world.bcast(max(5, SECONDS / first)))
-        times = gathered(world, in_turns(world, run, count)["fused"]).max(axis=0)
+        times = in_turns(world, run, count)["fused"].max(axis=0)
     if world.lead:
         print(json.dumps(1e3 * float(np.median(times))))
     network.close()

@@ -167,20 +167,19 @@ class Runs:
         if statistics:
             calls |= {f"{name} with statistics": partial(with_statistics, name) for name in names}
         first = in_turns(self.world, calls, 3)
-        turn = float(sum(gathered(self.world, t).max(axis=0).min() for t in first.values()))
+        turn = float(sum(t.max(axis=0).min() for t in first.values()))
         count = int(self.world.bcast(max(FEWEST, min(MOST, int(seconds / turn)))))
         for each in (probes, *kept.values()):
             each.clear()
         times = in_turns(self.world, calls, count)
         found: dict[str, Any] = {
-            name: (1e3 * np.percentile(gathered(self.world, times[name]).max(axis=0), QUARTILES)).tolist()
-            for name in names
+            name: (1e3 * np.percentile(times[name].max(axis=0), QUARTILES)).tolist() for name in names
         }
-        for name, taken in (("probe", np.array(probes)), ("python", times["python"])):
-            found[name] = (1e3 * np.percentile(gathered(self.world, taken), QUARTILES, axis=1).T).tolist()
+        for name, taken in (("probe", gathered(self.world, np.array(probes))), ("python", times["python"])):
+            found[name] = (1e3 * np.percentile(taken, QUARTILES, axis=1).T).tolist()
         found["calls"] = count
         if statistics:
-            every = {name: np.median(gathered(self.world, times[name]), axis=1) for name in names}
+            every = {name: np.median(times[name], axis=1) for name in names}
             found["elapsed"] = {name: each.tolist() for name, each in every.items()}
             found["stats"] = {name: self.world.allgather(_statistics(kept[name])) for name in names}
         return found

@@ -15,6 +15,7 @@ import numpy as np
 
 from ..models import DEFAULT, Shape, matching, shape
 from ..results import Table
+from .measure import iterations
 from .options import Options
 from .ran import Ran
 from .routing import Trace
@@ -138,6 +139,10 @@ class Context:
     def levels(self) -> int:
         """The levels of the wire: those of the options, but one level if all ranks are on one node."""
         return 1 if self.world.nodes.single else self.options.levels
+
+    def iterations(self, calls: dict[str, Any], seconds: float) -> int:
+        """Warm up, then return how many iterations of all calls to time: see `measure.iterations`. Collective."""
+        return iterations(self.world, calls, seconds, warmup=self.options.warmup, asked=self.options.iters)
 
     def left(self) -> float:
         """Seconds left of the budget; the same on every rank. Collective."""

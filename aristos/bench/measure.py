@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .disturbance import ENOUGH, FEW, Guard
+from .disturbance import ENOUGH, FEW, Guard, mark
 from .world import World
 
 Seconds = NDArray[np.float64]
@@ -48,19 +48,23 @@ def rotated(names: Sequence[str], turn: int) -> list[str]:
 
 
 class Times(dict[str, Seconds]):
-    """Seconds of every call on this rank, name -> [iterations].
+    """Seconds of every call on every rank, name -> [world, iterations].
 
-    core: name -> [world, iterations], the share of a core that each rank had in the call.
+    core: in the same form, the share of a core that each rank had in the call.
     """
 
     def __init__(self, names: Sequence[str], world: int, iterations: int) -> None:
-        super().__init__({name: np.empty(iterations) for name in names})
+        super().__init__({name: np.empty((world, iterations)) for name in names})
         self.core: dict[str, Seconds] = {name: np.ones((world, iterations)) for name in names}
 
     def disturbed(self) -> set[tuple[str, int]]:
         """(name, iteration) of the calls in which some rank lacked its core."""
         found = {name: np.flatnonzero(core.min(axis=0) < ENOUGH) for name, core in self.core.items()}
         return {(name, int(i)) for name, those in found.items() for i in those}
+
+    def mark(self) -> dict[str, Any]:
+        """The mark of a record that shows all calls: see `disturbance.mark`."""
+        return mark(np.concatenate(list(self.core.values()), axis=1), *self.values())
 
 
 def in_turns(
@@ -70,7 +74,7 @@ def in_turns(
     after: Callable[[str, int, float], None] | None = None,
     turn: int = 0,
 ) -> Times:
-    """Seconds of every call on this rank, and the shares of cores of all ranks. Collective.
+    """Seconds of every call, and the shares of cores. Collective.
 
     after(name, i, seconds): runs after each call, also after a repeated one, and is not timed. turn: number of the
     first iteration's turn, see `rotated`.
@@ -106,7 +110,7 @@ def _once(
     after: Callable[[str, int, float], None] | None,
 ) -> None:
     """Time the calls (name, iteration) in this order. Collective."""
-    guard = Guard()
+    guard, taken = Guard(), []
     for name, i in todo:
         call = calls[name]
         guard.arm()
@@ -117,13 +121,14 @@ def _once(
             call()
             elapsed = time.perf_counter() - start
             guard.end(elapsed)
-        times[name][i] = elapsed
+        taken.append(elapsed)
         if world.watch is not None:
             world.watch.note(name, elapsed)
         if after is not None:
             after(name, i, elapsed)
-    for (name, i), shares in zip(todo, np.transpose(world.allgather(guard.shares()))):
-        times.core[name][:, i] = shares
+    found = np.array(world.allgather((taken, guard.shares())))  # [world, seconds or share, call]
+    for (name, i), each in zip(todo, np.moveaxis(found, 2, 0)):
+        times[name][:, i], times.core[name][:, i] = each.T
 
 
 def placed(values: list[Any], i: int) -> None:
@@ -148,7 +153,7 @@ def iterations(
     for done in range(max(1, warmup)):
         if done and spent > seconds / 4 and asked is None:
             break
-        one = world.largest(sum(t[-1] for t in in_turns(world, calls, 1).values()))
+        one = float(np.sum(list(in_turns(world, calls, 1).values()), axis=0).max())
         spent = world.largest(time.perf_counter() - start)
     return asked or int(min(MOST, max(FEWEST, (seconds - spent) / max(one, 1e-7))))
 

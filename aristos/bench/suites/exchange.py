@@ -20,15 +20,14 @@ from numpy.typing import NDArray
 from ...errors import WaitTimeout
 from ...results import Table
 from ..context import CHECK, VERDICTS, Column, Context, Result, Sheet
-from ..disturbance import CORE_SHARE, mark
-from ..measure import Statistics, gathered, in_turns, iterations, padded
+from ..disturbance import CORE_SHARE
+from ..measure import Statistics, Times, in_turns, padded
 from ..pairs import TIMEOUT, Pairs, bytes_text, deadline, read_bytes, slot_bytes
 from ..registry import suite
 
 BLOCKS = tuple(8 << i for i in range(0, 20, 2))  # bytes that a pair of ranks exchanges: 8 B to 2 MiB
 MOST = 1000
-# pattern, block, then for each method: times, whether the bytes were right, shares of cores
-Measured = tuple[str, int, dict[str, np.ndarray], dict[str, bool], dict[str, np.ndarray]]
+Measured = tuple[str, int, Times, dict[str, bool]]  # pattern, block, times, whether each method's bytes were right
 METHODS = {"equal": ("one-sided", "Alltoall", "Alltoallv"), "uneven": ("one-sided", "Alltoallv")}
 
 COLUMNS = (
@@ -177,12 +176,9 @@ def _measure(ctx: Context, pairs: Pairs, half: int) -> list[Measured]:
         one.epoch = epoch
         fine = {method: one.right(method) for method in METHODS[pattern]}
         calls: dict[str, Any] = dict(one.calls(pattern))
-        seconds = 0.8 * ctx.left() / (len(plan) - i)
-        count = min(MOST, iterations(world, calls, seconds, warmup=ctx.options.warmup, asked=ctx.options.iters))
-        taken = in_turns(world, calls, count)
-        times = {method: gathered(world, t) for method, t in taken.items()}
+        count = min(MOST, ctx.iterations(calls, 0.8 * ctx.left() / (len(plan) - i)))
+        done.append((pattern, block, in_turns(world, calls, count), fine))
         epoch = one.epoch
-        done.append((pattern, block, times, fine, taken.core))
     return done
 
 
@@ -191,7 +187,7 @@ def _result(ctx: Context, done: list[Measured]) -> Result:
     sheet = Sheet(f"exchange by {ctx.world.transports}: {world} ranks, slowest rank", COLUMNS)
     if len(done) < 2 * len(BLOCKS):
         sheet.notes.append("larger blocks were left out, for lack of time or of shared memory")
-    for pattern, block, times, fine, core in sorted(done, key=lambda one: (one[0], one[1])):
+    for pattern, block, times, fine in sorted(done, key=lambda one: (one[0], one[1])):
         size = int(_counts(pattern, world, block)[0].sum())
         record: dict[str, Any] = {"pattern": pattern, "size_bytes": size, "size_text": bytes_text(size)}
         medians = {}
@@ -210,9 +206,8 @@ def _result(ctx: Context, done: list[Measured]) -> Result:
             }
         ours = medians.pop("one-sided")
         record |= {"speedup_over_mpi": min(medians.values()) / ours, "check": VERDICTS[all(fine.values())]}
-        record |= mark(np.concatenate(list(core.values()), axis=1), *times.values())
-        sheet.records.append(record)
-    ok = all(all(fine.values()) for *_, fine, _ in done)
+        sheet.records.append(record | times.mark())
+    ok = all(all(fine.values()) for *_, fine in done)
     return Result(ok, [sheet], [_table(ctx, done)])
 
 
@@ -232,6 +227,6 @@ def _table(ctx: Context, done: list[Measured]) -> Table:
     table.add("size", ("pattern", "block"), nbytes, "B", "bytes that a rank sends in all")
     over = ("pattern", "method", "block", "rank", "iteration")
     table.add("call_time", over, seconds, "s", "one all-to-all on one rank")
-    had = {(pattern, method, block): c for pattern, block, *_, core in done for method, c in core.items()}
+    had = {(pattern, method, block): c for pattern, block, times, _ in done for method, c in times.core.items()}
     shares = padded([[[had.get((p, m, b)) for b in blocks] for m in methods] for p in patterns])
     return table.add("core_share", over, shares, "1", CORE_SHARE)

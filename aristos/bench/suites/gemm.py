@@ -26,8 +26,8 @@ from ...results import Table
 from ...row_types import ROW_TYPES
 from .. import bounds
 from ..context import ERROR_AND_CHECK, VERDICTS, Column, Context, Result, Sheet, counted
-from ..disturbance import CORE_SHARE, mark
-from ..measure import Statistics, gathered, in_turns, iterations, padded
+from ..disturbance import CORE_SHARE
+from ..measure import Statistics, Times, in_turns, padded
 from ..ran import Ran, of_kernels
 from ..registry import suite
 from ..workload import Workload
@@ -147,8 +147,7 @@ class Measured:
     peak: np.ndarray
     bandwidth: np.ndarray
     errors: list[dict[str, float]] = field(default_factory=list)
-    times: list[dict[str, np.ndarray]] = field(default_factory=list)
-    core: list[dict[str, np.ndarray]] = field(default_factory=list)
+    times: list[Times] = field(default_factory=list)
 
 
 @suite("gemm", "expert kernel GFLOP/s by rows against BLAS, and the roofline", order=50, share=1.0)
@@ -165,11 +164,8 @@ def run(ctx: Context) -> Result:
         ctx.report(f"{m} rows", i / len(ROWS))
         found.errors.append(experts.errors(m))
         calls: dict[str, Any] = dict(experts.calls(m))
-        seconds = 0.8 * ctx.left() / (len(ROWS) - i)
-        count = iterations(ctx.world, calls, seconds, warmup=ctx.options.warmup, asked=ctx.options.iters)
-        taken = in_turns(ctx.world, calls, count)
-        found.times.append({name: gathered(ctx.world, t) for name, t in taken.items()})
-        found.core.append(taken.core)
+        count = ctx.iterations(calls, 0.8 * ctx.left() / (len(ROWS) - i))
+        found.times.append(in_turns(ctx.world, calls, count))
     found.peak = np.maximum(peak, np.array(ctx.world.allgather(bounds.peak(ctx.world, 1))))
     return _result(ctx, work, experts, found)
 
@@ -179,7 +175,7 @@ def _result(ctx: Context, work: Workload, experts: Experts, found: Measured) -> 
     ran, intensity = experts.ran(), []
     peak, bandwidth = float(found.peak.mean()), float(found.bandwidth.mean())
     itemsize = experts.rows(0).itemsize
-    for m, error, t, had in zip(ROWS, found.errors, found.times, found.core):
+    for m, error, t in zip(ROWS, found.errors, found.times):
         median = {name: Statistics.of(values).median for name, values in t.items()}
         flops = m * work.flops_per_row
         intensity.append(flops / (experts.nbytes + 2 * itemsize * m * work.cfg.hidden))
@@ -199,7 +195,7 @@ def _result(ctx: Context, work: Workload, experts: Experts, found: Measured) -> 
                 "error": error[OURS],
                 "blas_error": error[BLAS],
                 "check": VERDICTS[experts.right(error)],
-                **mark(np.concatenate([had[name] for name in (OURS, BLAS)], axis=1), *t.values()),
+                **t.mark(),
             }
         )
     sheet.notes.append(
@@ -219,7 +215,7 @@ def _table(ctx: Context, work: Workload, found: Measured, intensity: list[float]
     table.dim("kernel", kernels).dim("rows", ROWS, "1", "rows of one expert")
     table.dim("rank", np.arange(ctx.world.size)).dim("iteration", np.arange(seconds.shape[-1]))
     table.add("call_time", ("kernel", "rows", "rank", "iteration"), seconds, "s", "one expert on one rank")
-    shares = padded([[row[name] for row in found.core] for name in kernels])
+    shares = padded([[row.core[name] for row in found.times] for name in kernels])
     table.add("core_share", ("kernel", "rows", "rank", "iteration"), shares, "1", CORE_SHARE)
     table.add("error", ("kernel", "rows"), [[e[k] for e in found.errors] for k in kernels], "1", "against float64")
     table.add("intensity", "rows", intensity, "FLOP/B", "FLOPs over bytes of weights, rows in and rows out")

@@ -31,7 +31,7 @@ from ...models import with_max_tokens
 from ...results import Table
 from ..context import ERROR_AND_CHECK, VERDICTS, Column, Context, Result, Sheet, counted
 from ..disturbance import CORE_SHARE, mark
-from ..measure import Statistics, gathered, in_turns, iterations, padded
+from ..measure import Statistics, gathered, in_turns, padded
 from ..ran import of_layer
 from ..registry import suite
 from ..routing import Trace, busiest_over_mean
@@ -138,7 +138,7 @@ class Player:
         return PatternTimes(
             self.pattern,
             int(world.largest(len(self.call.x))),
-            {way: gathered(world, t) for way, t in times.items()},
+            times,
             {way: gathered(world, np.array([s[0] for s in stats[way]])) for way in self.layers},
             core,
             {way: np.array(world.allgather(np.mean([s[1] for s in stats[way]], axis=0))) for way in self.layers},
@@ -215,7 +215,7 @@ def _affordable(ctx: Context, work: Workload, layers: dict[Way, Any], tokens: in
     """
     call = work.typed(work.call(tokens, "uniform", 0))
     taken = in_turns(ctx.world, {str(way): partial(execute, m, call) for way, m in layers.items()}, 2)
-    seconds = ctx.world.largest(sum(t[-1] for t in taken.values()))
+    seconds = float(np.sum([t[:, -1] for t in taken.values()], axis=0).max())
     fits = tokens
     if ctx.options.tokens is None:
         fits = min(tokens, max(FEWEST_TOKENS, int(tokens * ctx.left() / (COST * seconds))))
@@ -227,7 +227,7 @@ def _measure(ctx: Context, players: list[Player], ways: list[Way]) -> list[Patte
     of: dict[str, tuple[Player, Way]] = {f"{p.pattern}, {way}": (p, way) for p in players for way in ways}
     calls: dict[str, Callable[[], object]] = {name: partial(p.play, way) for name, (p, way) in of.items()}
     ctx.report("in turns", 0.5)
-    count = iterations(ctx.world, calls, 0.8 * ctx.left(), warmup=ctx.options.warmup, asked=ctx.options.iters)
+    count = ctx.iterations(calls, 0.8 * ctx.left())
     times = in_turns(ctx.world, calls, count, lambda name, i, elapsed: of[name][0].note(of[name][1], i, elapsed))
 
     def of_each(kept: dict[str, np.ndarray], p: Player) -> dict[Way, np.ndarray]:

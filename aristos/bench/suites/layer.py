@@ -28,7 +28,7 @@ from ...results import Table
 from .. import bounds
 from ..context import ERROR_AND_CHECK, VERDICTS, Column, Context, Result, Sheet, counted
 from ..disturbance import CORE_SHARE, mark
-from ..measure import Statistics, gathered, in_turns, iterations, padded
+from ..measure import Statistics, Times, in_turns, padded
 from ..ran import of_layer
 from ..registry import suite
 from ..routing import busiest_over_mean
@@ -61,8 +61,7 @@ class LayerTimes:
     tokens: int
     imbalance: float
     reading: float
-    times: dict[str, np.ndarray]
-    core: dict[str, np.ndarray]
+    times: Times
     alone: np.ndarray
     errors: dict[str, float]
     same_bits: bool
@@ -125,15 +124,14 @@ def _measure(
     # The last output of the timed loop must equal the output that was checked against the oracle.
     calls: dict[str, Any] = {s: partial(execute, layer, call, out) for s, layer in layers.items()}
     calls[ALONE] = alone = bounds.ExpertPhase(work, next(iter(layers.values())), rows)
-    count = iterations(ctx.world, calls, 0.8 * seconds, warmup=ctx.options.warmup, asked=ctx.options.iters)
+    count = ctx.iterations(calls, 0.8 * seconds)
     wrong: list[str] = []
 
     def compare(name: str, i: int, elapsed: float) -> None:
         if i == count - 1 and name != ALONE and not np.array_equal(out, outputs[name]):
             wrong.append(name)
 
-    taken = in_turns(ctx.world, calls, count, compare)
-    times = {name: gathered(ctx.world, t) for name, t in taken.items()}
+    times = in_turns(ctx.world, calls, count, compare)
     alone.close()
     after = bounds.peak(ctx.world, threads)
     first = next(iter(outputs.values()))
@@ -142,9 +140,7 @@ def _measure(
     each = np.bincount(work.placement, rows, ctx.world.size)
     reading = ctx.world.allgather(work.expert_bytes * int((rows[work.local] > 0).sum()) / bandwidth)
     imbalance, busiest = busiest_over_mean(each), int(each.argmax())
-    measured = LayerTimes(
-        tokens, imbalance, reading[busiest], times, taken.core, times.pop(ALONE), errors, same, rows, peak
-    )
+    measured = LayerTimes(tokens, imbalance, reading[busiest], times, times.pop(ALONE), errors, same, rows, peak)
     measured.records = [_record(work, measured, s) for s in layers]
     return measured
 
@@ -198,7 +194,7 @@ def _record(work: Workload, m: LayerTimes, schedule: str) -> dict[str, Any]:
         "error": m.errors[schedule],
         "same_bits": m.same_bits,
         "check": VERDICTS[work.passes(m.errors[schedule]) and m.same_bits],
-        **mark(m.core[schedule], m.times[schedule]),
+        **mark(m.times.core[schedule], m.times[schedule]),
     }
 
 
@@ -214,7 +210,7 @@ def _table(ctx: Context, work: Workload, done: list[LayerTimes], threads: int) -
     table.dim("rank", np.arange(ctx.world.size)).dim("iteration", np.arange(seconds.shape[-1]))
     table.dim("expert", np.arange(work.cfg.experts))
     table.add("call_time", ("tokens", "schedule", "rank", "iteration"), seconds, "s", "one layer call on one rank")
-    core = padded([[m.core[s] for s in schedules] for m in done])
+    core = padded([[m.times.core[s] for s in schedules] for m in done])
     table.add("core_share", ("tokens", "schedule", "rank", "iteration"), core, "1", CORE_SHARE)
     table.add("experts_time", ("tokens", "rank", "iteration"), alone, "s", "the same rows' arithmetic alone")
     table.add("rows", ("tokens", "expert"), [m.rows for m in done], "1", "rows of each expert over all ranks")

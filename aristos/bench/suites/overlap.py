@@ -182,7 +182,7 @@ class Match:
         calls: dict[str, Any] = {s: partial(play, s) for s in self.layers}
         times = in_turns(world, calls, count, note)
         return PointTimes(
-            {s: gathered(world, t) for s, t in times.items()},
+            dict(times),
             {s: gathered(world, idle[s]) for s in times},
             times.core,
         )
@@ -342,7 +342,7 @@ def _alone(ctx: Context, work: Workload, layer: Any, rows: np.ndarray) -> tuple[
 
     phase = ExpertPhase(work, layer, rows)
     count = iterations(ctx.world, {"alone": phase}, 0.5, warmup=1, asked=None)
-    taken = gathered(ctx.world, in_turns(ctx.world, {"alone": phase}, min(count, MOST_CALLS))["alone"])
+    taken = in_turns(ctx.world, {"alone": phase}, min(count, MOST_CALLS))["alone"]
     phase.close()
     tile = min(TILE, int(rows.max()) // ctx.world.size)
     return float(np.median(taken, axis=1).max()), tile / max(1.0, rows.sum() / ctx.world.size)
@@ -415,7 +415,7 @@ def _exchange(ctx: Context, network: Network | SharedNics, us: float = 1.0) -> f
     call = partial(network.collective, lambda comm: comm.Alltoall(sent, came), nbytes)
     in_turns(ctx.world, {"exchange": call}, 1)
     taken = in_turns(ctx.world, {"exchange": call}, _tries(EXCHANGES, us))["exchange"]
-    return float(gathered(ctx.world, taken).max(axis=0).min()) * 1e6
+    return float(taken.max(axis=0).min()) * 1e6
 
 
 # ---- records

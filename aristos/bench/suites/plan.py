@@ -36,7 +36,7 @@ from ...results import Table
 from .. import bounds, ring
 from ..context import ERROR_AND_CHECK, VERDICTS, Column, Context, Result, Sheet, counted
 from ..disturbance import CORE_SHARE, mark
-from ..measure import gathered, in_turns, iterations, placed
+from ..measure import gathered, in_turns, placed
 from ..ran import of_layer
 from ..registry import suite
 from ..slow_links import SlowLinks
@@ -277,7 +277,7 @@ def _measure(ctx: Context, runs: list[_Running], outputs: list[np.ndarray]) -> N
     calls: dict[str, Any] = {}
     for i, each in enumerate(runs):
         calls |= {f"{i} stage": each.layer_call, f"{i} ring": each.ring, f"{i} mpi": each.mpi}
-    count = iterations(ctx.world, calls, 0.8 * ctx.left(), warmup=ctx.options.warmup, asked=ctx.options.iters)
+    count = ctx.iterations(calls, 0.8 * ctx.left())
     for each in runs:
         each.entry.compute, each.entry.links, each.entry.sent = [], [], []
 
@@ -296,7 +296,7 @@ def _measure(ctx: Context, runs: list[_Running], outputs: list[np.ndarray]) -> N
         each.entry.right &= each.sums_agree()
         each.entry.core = times.core[f"{i} stage"]
         for what in ("stage", "ring", "mpi"):
-            each.entry.times[what] = gathered(ctx.world, times[f"{i} {what}"])
+            each.entry.times[what] = times[f"{i} {what}"]
 
 
 def _table(

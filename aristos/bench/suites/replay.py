@@ -24,7 +24,7 @@ from ...models import with_max_tokens
 from ...results import Table
 from ..context import ERROR_AND_CHECK, VERDICTS, Column, Context, Result, Sheet, counted
 from ..disturbance import CORE_SHARE, mark
-from ..measure import Statistics, gathered, in_order, rotated
+from ..measure import Statistics, in_order, rotated
 from ..ran import of_layer
 from ..registry import suite
 from ..routing import Trace, busiest_over_mean
@@ -179,16 +179,15 @@ def _play(
     while len(passes) < wanted:
         order = [(named(i, s), 0) for i in range(len(calls)) for s in rotated(list(layers), len(passes))]
         taken = in_order(ctx.world, play, order, compare)
-        passes.append(np.array([[taken[named(i, s)][0] for i in range(len(calls))] for s in layers]))
-        shares = [[taken.core[named(i, s)][:, 0] for i in range(len(calls))] for s in layers]
-        cores.append(np.moveaxis(np.array(shares), 1, -1))  # [schedule, world, step]
+        for kept, found in ((passes, taken), (cores, taken.core)):
+            whole = [[found[named(i, s)][:, 0] for i in range(len(calls))] for s in layers]
+            kept.append(np.moveaxis(np.array(whole), 1, -1))  # [schedule, world, step]
         spent = ctx.world.bcast(time.perf_counter() - start)
         if ctx.options.iters is None and spent * (len(passes) + 1) / len(passes) > seconds:
             break
     if len(passes) > 1:
         passes, cores = passes[1:], cores[1:]  # the first pass is warm-up
-    found = np.moveaxis(gathered(ctx.world, np.stack(passes, axis=-1)), -2, 1)
-    return found, np.stack(cores, axis=-1), not wrong
+    return np.stack(passes, axis=-1), np.stack(cores, axis=-1), not wrong
 
 
 def named(step: int, schedule: str) -> str:

@@ -27,7 +27,7 @@ from ...results import Table
 from .. import bounds
 from ..context import ERROR_AND_CHECK, VERDICTS, Column, Context, Result, Sheet, counted
 from ..disturbance import CORE_SHARE, mark
-from ..measure import Statistics, gathered, in_turns, iterations, padded, placed
+from ..measure import Statistics, gathered, in_turns, padded, placed
 from ..ran import Ran, of_layer
 from ..registry import suite
 from ..workload import Call, Workload
@@ -131,8 +131,7 @@ def run(ctx: Context) -> Result:
             ran = [of_layer(moe, (call.x, steps[SAVES[0]].gradients()), work.cfg)]
             before = bounds.peak(ctx.world, moe.threads)
             calls: dict[str, Any] = dict(steps)
-            seconds = 0.8 * ctx.left() / (len(shape.tokens) - i)
-            count = iterations(ctx.world, calls, seconds, warmup=ctx.options.warmup, asked=ctx.options.iters)
+            count = ctx.iterations(calls, 0.8 * ctx.left() / (len(shape.tokens) - i))
             for each in steps.values():
                 each.seconds = {part: [] for part in PARTS}
             taken = in_turns(ctx.world, calls, count, noted(steps))
@@ -140,8 +139,8 @@ def run(ctx: Context) -> Result:
             rows = float(work.rows(work.routed(call)[0]).sum())
             raw.append([])
             for save, each in steps.items():
-                times = {part: np.array(found) for part, found in each.seconds.items()} | {STEP: taken[save]}
-                raw[-1].append({part: gathered(ctx.world, found) for part, found in times.items()})
+                times = {part: gathered(ctx.world, np.array(found)) for part, found in each.seconds.items()}
+                raw[-1].append(times | {STEP: taken[save]})
                 record = _record(work, tokens, raw[-1][-1], float(np.mean(peaks[-1])), rows, errors[save])
                 sheet.records.append(record | {"save": save} | mark(taken.core[save], raw[-1][-1][STEP]))
             core.append([taken.core[save] for save in SAVES])
