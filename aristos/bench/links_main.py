@@ -25,7 +25,7 @@ from ..host.launch_environment import complain
 from ..topology import Topology, table
 from ..topology import links as file
 from ..topology.links import MIB, Links
-from . import environment, world
+from . import environment, pairs, world
 from .main import ENVIRONMENT, OK, WRONG, interrupted, leave
 
 PROG = "aristos topo"
@@ -82,7 +82,7 @@ def _links(ranks: world.World, again: bool) -> Links:
         from ..topology import discover
 
         return _of_machine(discover())
-    from . import links, oneside, oneside_rma
+    from . import links
 
     topology, seats = links.survey(ranks)
     library = environment.mpi_library()
@@ -96,10 +96,8 @@ def _links(ranks: world.World, again: bool) -> Links:
         print(f"{PROG}: measuring {ranks.size} ranks", file=sys.stderr, flush=True)
     for turn in (ranks.lead, not ranks.lead):  # one rank compiles, then the others load
         if turn:
-            oneside.compile_for_puts()
+            pairs.compile_loops(not ranks.nodes.single, "put_origin", "put_target")
             links.compile_expert()
-            if not ranks.nodes.single:
-                oneside_rma.compile_for_puts()
         ranks.sleepy_barrier()
     found = _stamped(links.measure(ranks, topology, seats, SECONDS))
     if ranks.lead:

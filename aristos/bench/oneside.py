@@ -6,7 +6,7 @@ The loops' times are a lower bound for the engine's. Every wait is bounded by a 
 
 from numba import types
 
-from kernel_cache.compile import jit, warm_up
+from kernel_cache.compile import jit
 
 from ..kernels.cpu import llvm as _lowerings  # noqa: F401  registers the primitives' compiled bodies
 from ..primitives import memory as mem
@@ -151,21 +151,6 @@ def all_to_all(rank, bases, flags, data, source, send_at, send_bytes, land_at, e
         if await_word(bases[rank] + flags + LINE * peer, epoch, deadline) == 0:
             return 0
     return 1
-
-
-def compile_for_puts() -> None:
-    """Compile or load the loops of the suite `put`."""
-    warm_up([entry(put_origin), entry(put_target)])
-
-
-def compile_for_signals() -> None:
-    """Compile or load the loops of the suite `signal`."""
-    warm_up([entry(ping), entry(pong), entry(stream_send), entry(stream_receive)])
-
-
-def compile_for_exchange() -> None:
-    """Compile or load the loops of the suite `exchange`."""
-    warm_up([entry(all_to_all)])
 
 
 def entry(function):

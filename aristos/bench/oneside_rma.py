@@ -257,18 +257,3 @@ def put_for(wire, peer, slots_at, source, nbytes, delay, span, deadline, out):
 def compile_for_progress() -> None:
     """Compile or load the loops of the suite `progress`."""
     warm_up([entry(compute), entry(put_for), entry(await_coded), entry(put_word)])
-
-
-def compile_for_puts() -> None:
-    """Compile or load the loops of the suite `put` between nodes."""
-    warm_up([entry(put_origin), entry(put_target)])
-
-
-def compile_for_signals() -> None:
-    """Compile or load the loops of the suite `signal` between nodes."""
-    warm_up([entry(ping), entry(pong), entry(stream_send), entry(stream_receive)])
-
-
-def compile_for_exchange() -> None:
-    """Compile or load the loops of the suite `exchange` between nodes."""
-    warm_up([entry(all_to_all)])

@@ -17,6 +17,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from kernel_cache.compile import warm_up
+
 from ..errors import WaitTimeout
 from ..primitives import wire
 from ..primitives.buffers import LINE, aligned
@@ -83,6 +85,14 @@ def take_wire(address: int, seconds: float) -> None:
         time.sleep(1e-4)
 
 
+def compile_loops(remote: bool, *names: str) -> None:
+    """Compile or load loops of `oneside.py`. remote: whether also those with these names of `oneside_rma.py`."""
+    from . import oneside, oneside_rma
+
+    for loops in (oneside, oneside_rma)[: 1 + remote]:
+        warm_up([oneside.entry(getattr(loops, name)) for name in names])
+
+
 @dataclass(frozen=True)
 class Side:
     """This rank's side of a pair. first: whether this rank is the origin."""
@@ -109,6 +119,14 @@ class Side:
     def coded(self) -> int:
         """Address of the buffer from which words are put."""
         return self.pairs.coded.ctypes.data
+
+    def run(self, loop: str, places: tuple[int, ...], *rest: Any) -> int:
+        """Run a loop of `oneside.py`, or between nodes the loop with that name of `oneside_rma.py`."""
+        from . import oneside, oneside_rma
+
+        if not self.remote:
+            return getattr(oneside, loop)(*places, *rest)
+        return getattr(oneside_rma, loop)(self.pairs.wire, self.peer, *places, self.coded, *rest)
 
     def word(self, owner: int, kind: int) -> int:
         """Address of a word in the window of `owner`, which is one of the pair's ranks. The other one writes the word.
@@ -244,6 +262,10 @@ class Pairs:
     def wire(self) -> int:
         """Address of the wire to remote peers; 0 if there are none."""
         return self.rma.wire if self.rma is not None else 0
+
+    def compile(self, *loops: str) -> None:
+        """Compile or load loops for local peers, and for remote ones if there are any."""
+        compile_loops(self.rma is not None, *loops)
 
     def transports(self) -> dict[str, np.ndarray]:
         """Which ordered pairs use each transport, name -> [W, W] bool."""

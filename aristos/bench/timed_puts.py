@@ -12,24 +12,20 @@ def cell(side: Side, size: int, flight: int, samples: int) -> np.ndarray:
 
     Returns [samples] nanoseconds at the origin, and undefined values at the target.
     """
-    from . import oneside, oneside_rma
-
     base = side.advance(FLAG, samples)
     slots, stride = side.slots(side.target), max(64, size)
     flag, ack = side.word(side.target, FLAG), side.word(side.origin, ACK)
     out = np.empty(samples, np.int64)
     if side.first:
         source, scratch = side.payload(size), np.zeros(1, np.int64)
-        at, word = source.ctypes.data, scratch.ctypes.data
-        if side.remote:
-            to = side.pairs.wire, side.peer, slots, stride, at, size, flight, flag, ack, side.coded
-            done = oneside_rma.put_origin(*to, base, samples, deadline(), out)
-        else:
-            done = oneside.put_origin(slots, stride, at, size, flight, flag, ack, word, base, samples, deadline(), out)
+        places = (slots, stride, source.ctypes.data, size, flight, flag, ack)
+        if not side.remote:
+            places += (scratch.ctypes.data,)
+        done = side.run("put_origin", places, base, samples, deadline(), out)
     elif side.remote:
-        done = oneside_rma.put_target(side.pairs.wire, side.peer, flag, ack, side.coded, base, samples, deadline())
+        done = side.run("put_target", (flag, ack), base, samples, deadline())
     else:
-        done = oneside.put_target(slots, stride, size, flight, flag, ack, base, samples, deadline(), out)
+        done = side.run("put_target", (slots, stride, size, flight, flag, ack), base, samples, deadline(), out)
     side.bounded(done)
     return out
 

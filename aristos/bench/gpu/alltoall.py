@@ -84,13 +84,8 @@ class Nccl:
 
         def start() -> None:
             try:
-                self._call(
-                    "ncclCommInitRank",
-                    ctypes.byref(self._comm),
-                    ctypes.c_int(world.size),
-                    key,
-                    ctypes.c_int(world.rank),
-                )
+                size, rank = ctypes.c_int(world.size), ctypes.c_int(world.rank)
+                self._call("ncclCommInitRank", ctypes.byref(self._comm), size, key, rank)
                 outcome.append("")
             except Exception as error:
                 outcome.append(str(error))

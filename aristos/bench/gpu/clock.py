@@ -112,32 +112,33 @@ class BenchGpu:
         warmup: int,
         asked: int | None,
         after: Callable[[str, int], None] | None = None,
+        clock: Callable[[Callable[[], object]], Any] | None = None,
     ) -> dict[Any, Seconds]:
         """Seconds of every call, name -> [turns], in `asked` turns or as many as fit `seconds`. Collective.
 
         after(name, turn): runs after each call and is not timed. turn is -1 during warm-up.
         """
-        world, names = self.world, list(calls)
+        world, clock = self.world, clock or self.seconds
         start = time.perf_counter()
         with no_gc(), self.here():
             for _ in range(max(1, warmup)):
                 began = time.perf_counter()
                 for name, call in calls.items():
                     world.barrier()
-                    self.seconds(call)
+                    clock(call)
                     if after is not None:
                         after(name, -1)
                 one = world.largest(time.perf_counter() - began)
             left = seconds - world.largest(time.perf_counter() - start)
             count = asked or int(min(MOST, max(FEWEST, left / max(one, 1e-6))))
-            times = {name: np.empty(count) for name in names}
+            times: dict[Any, list[Any]] = {name: [] for name in calls}
             for i in range(count):
-                for name in rotated(names, i):
+                for name in rotated(list(calls), i):
                     world.barrier()
-                    times[name][i] = self.seconds(calls[name])
+                    times[name].append(clock(calls[name]))
                     if after is not None:
                         after(name, i)
-        return times
+        return {name: np.array(each).T for name, each in times.items()}
 
     def facts(self) -> dict[str, Any]:
         """Attributes of a run: the GPU, the driver, and the present and maximal clocks."""

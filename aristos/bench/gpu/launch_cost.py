@@ -22,11 +22,10 @@ from ...kernels.cuda.catalogue import Kernel
 from ...kernels.cuda.compiler import cuda, types
 from ...results import Table
 from ..context import CHECK, VERDICTS, Column, Sheet
-from ..measure import no_gc, padded, rotated
-from .clock import FEWEST, BenchGpu
+from ..measure import padded
+from .clock import BenchGpu
 
 CALL, CALL_GRAPH, EMPTY, EMPTY_GRAPH = "call", "call, graph", "empty kernel", "empty kernel, graph"
-MOST = 200  # the most turns
 
 COLUMNS = (
     Column("tokens", "tokens\n/rank", "d"),
@@ -77,20 +76,7 @@ class Launches:
 
         asked: the number of turns; None for as many as fit `seconds`. Collective.
         """
-        world, names = self.gpu.world, list(self.calls)
-        with no_gc(), self.gpu.here():
-            start = time.perf_counter()
-            for call in self.calls.values():  # warm-up
-                world.barrier()
-                self.once(call)
-            one = world.largest(time.perf_counter() - start)
-            count = asked or int(min(MOST, max(FEWEST, seconds / max(one, 1e-6))))
-            times = {name: np.empty((2, count)) for name in names}
-            for i in range(count):
-                for name in rotated(names, i):
-                    world.barrier()
-                    times[name][:, i] = self.once(self.calls[name])
-        return times
+        return self.gpu.in_turns(self.calls, seconds, 1, asked, clock=self.once)
 
 
 def sheet(gpu: BenchGpu, done: list[tuple[int, dict[str, np.ndarray], bool]]) -> Sheet:

@@ -151,15 +151,11 @@ def _counts(pattern: str, world: int, block: int) -> NDArray[np.int64]:
     kernels=False,
 )
 def run(ctx: Context) -> Result:
-    from .. import oneside, oneside_rma
-
     world = ctx.world
     most = 2 * int(_counts("uneven", world.size, BLOCKS[-1])[:, 0].sum())
     half = slot_bytes(world, most) // 2
     with Pairs(world, 2 * half) as pairs:
-        oneside.compile_for_exchange()
-        if pairs.rma is not None:
-            oneside_rma.compile_for_exchange()
+        pairs.compile("all_to_all")
         done = _measure(ctx, pairs, half)
     return _result(ctx, done)
 

@@ -101,22 +101,13 @@ class Moves:
         """Copy rows to each peer from the next rank on, then the peers' rows back."""
         gpu, me, size = self.gpu, self.world.rank, self.world.size
         peers = [(me + 1 + i) % size for i in range(size)]
-        for p in peers:
-            if self.sends[p]:
-                gpu.device.copy(
-                    self.base[p] + int(self.land_at[me, p]),
-                    self.source.at + int(self.send_at[p]),
-                    int(self.sends[p]),
-                    gpu.stream,
-                )
-        for p in peers:
-            if self.gets[p]:
-                gpu.device.copy(
-                    self.base[p] + self._half + int(self.home_at[p, me]),
-                    self.landed + int(self.get_at[p]),
-                    int(self.gets[p]),
-                    gpu.stream,
-                )
+        out = self.sends, 0, self.land_at[me], self.source.at, self.send_at
+        back = self.gets, self._half, self.home_at[:, me], self.landed, self.get_at
+        for nbytes, half, there, source, here in (out, back):
+            for p in peers:
+                if nbytes[p]:
+                    target = self.base[p] + half + int(there[p])
+                    gpu.device.copy(target, source + int(here[p]), int(nbytes[p]), gpu.stream)
 
     def there_and_back(self, exchange: Nccl | Staged) -> None:
         """Move the rows out by one all-to-all and back by another."""

@@ -89,37 +89,18 @@ class Products:
 
         def ours() -> None:
             for e in range(self.experts):
-                gpu.launch(
-                    kernel,
-                    grid,
-                    tile.shared_bytes,
-                    a_rows.at + 8 * rows * e,
-                    c_rows.at + 8 * rows * e,
-                    rows,
-                    self.weights + self.step * e,
-                    self.pitch,
-                    self.bias.at,
-                    self.columns,
-                    self.size * self.hidden,
-                    NONE,
-                    0,
-                )
+                places = a_rows.at + 8 * rows * e, c_rows.at + 8 * rows * e
+                weights = self.weights + self.step * e, self.pitch, self.bias.at, self.columns
+                width = self.size * self.hidden
+                gpu.launch(kernel, grid, tile.shared_bytes, *places, rows, *weights, width, NONE, 0)
 
         def blas() -> None:
             assert self.blas is not None
             for e in range(self.experts):
-                self.blas.product(
-                    self.kind,
-                    rows,
-                    self.columns,
-                    self.hidden,
-                    self.x.at + self.size * self.hidden * rows * e,
-                    self.hidden,
-                    self.plain + self.step * e,
-                    self.pitch // self.size,
-                    self.y.at + self.size * self.columns * rows * e,
-                    self.columns,
-                )
+                x = self.x.at + self.size * self.hidden * rows * e, self.hidden
+                weights = self.plain + self.step * e, self.pitch // self.size
+                y = self.y.at + self.size * self.columns * rows * e, self.columns
+                self.blas.product(self.kind, rows, self.columns, self.hidden, *x, *weights, *y)
 
         return {OURS: ours} | ({BLAS: blas} if self.blas is not None else {})
 

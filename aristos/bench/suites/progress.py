@@ -19,11 +19,11 @@ from functools import partial
 
 import numpy as np
 
-from ...errors import WaitTimeout
 from ...results import Table
 from ..context import CHECK, VERDICTS, Column, Context, Result, Sheet
-from ..pairs import ACK, FLAG, TAIL, TIMEOUT, Pairs, Side, bytes_text, deadline
+from ..pairs import ACK, FLAG, TAIL, Pairs, Side, bytes_text, deadline
 from ..registry import suite
+from ..timed_puts import landed
 
 SIZES = (8, 4096, 65536, 1 << 20)
 MODES = ("waits", "computes", "thread", "worker")
@@ -86,13 +86,8 @@ def _measure(ctx: Context, side: Side, puts: np.ndarray, computing: np.ndarray) 
                 elif not side.first:
                     computing[m, s, r] = taken[0]
                 if size:
-                    right &= side.verdict(partial(_landed, side, size))
+                    right &= side.verdict(partial(landed, side, size, 1))
     return right
-
-
-def _landed(side: Side, size: int) -> bool:
-    """Whether this rank's slot holds the payload."""
-    return np.array_equal(side.landed(size), side.payload(size)[:size])
 
 
 def _turn(side: Side, mode: str, size: int) -> np.ndarray:
@@ -111,10 +106,10 @@ def _turn(side: Side, mode: str, size: int) -> np.ndarray:
             span = COMPUTE_NS // 4 if mode == "computes" else COMPUTE_NS - 2 * DELAY_NS
             to = wire, side.peer, side.slots(side.target), source.ctypes.data, size
             count = oneside_rma.put_for(*to, DELAY_NS, span, deadline(), out)
-        _await(side, wire, ack, end)
+        side.bounded(oneside_rma.await_coded(wire, ack, end, deadline()))
         oneside_rma.put_word(wire, side.peer, tail, side.coded, done)
         return out[: 1 if mode == "computes" else count] * 1e-9
-    _await(side, wire, flag, go)
+    side.bounded(oneside_rma.await_coded(wire, flag, go, deadline()))
     out = np.ones(3, np.int64)
     if mode == "waits":
         until = time.monotonic_ns() + COMPUTE_NS
@@ -125,15 +120,8 @@ def _turn(side: Side, mode: str, size: int) -> np.ndarray:
         oneside_rma.compute(wire if mode == "worker" else 0, COMPUTE_NS, out)
         pairs.rma.in_call(True)
     oneside_rma.put_word(wire, side.peer, ack, side.coded, end)
-    _await(side, wire, tail, done)
+    side.bounded(oneside_rma.await_coded(wire, tail, done, deadline()))
     return out[:1] / out[1] * 1e-9
-
-
-def _await(side: Side, wire: int, address: int, value: int) -> None:
-    from .. import oneside_rma
-
-    if not oneside_rma.await_coded(wire, address, value, deadline()):
-        raise WaitTimeout(f"rank {side.rank} waited {TIMEOUT} s for a signal of rank {side.peer}; none came")
 
 
 def _uneven(computing: np.ndarray) -> float:

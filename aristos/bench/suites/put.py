@@ -70,13 +70,9 @@ class PutTimes:
     kernels=False,
 )
 def run(ctx: Context) -> Result:
-    from .. import oneside, oneside_rma
-
     world = ctx.world
     with Pairs(world, slot_bytes(world, 2 * SIZES[-1])) as pairs:
-        oneside.compile_for_puts()
-        if pairs.rma is not None:
-            oneside_rma.compile_for_puts()
+        pairs.compile("put_origin", "put_target")
         sizes = [n for n in SIZES if n <= pairs.capacity]
         most = ctx.options.iters or SAMPLES
         times = np.full((2, world.size, len(sizes), most), np.nan)  # [latency or bandwidth, target, size, sample]

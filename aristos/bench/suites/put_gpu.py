@@ -76,22 +76,9 @@ class Puts:
         """Queue a launch of `put_rows` on this rank."""
         from ...kernels.cuda.catalogue import PUT_ROWS
 
-        self.gpu.launch(
-            PUT_ROWS,
-            self.grid,
-            0,
-            self.source.at,
-            target,
-            words,
-            awaited,
-            self.rows,
-            self.row_bytes,
-            max(1, BATCH_BYTES // self.row_bytes),
-            way,
-            self._base,
-            LIMIT_NS,
-            self.late.at,
-        )
+        rows = self.rows, self.row_bytes, max(1, BATCH_BYTES // self.row_bytes)
+        rest = way, self._base, LIMIT_NS, self.late.at
+        self.gpu.launch(PUT_ROWS, self.grid, 0, self.source.at, target, words, awaited, *rows, *rest)
         self._base += self.rows
 
     def copy(self, halves: int) -> None:

@@ -58,13 +58,9 @@ RATES = (
     kernels=False,
 )
 def run(ctx: Context) -> Result:
-    from .. import oneside, oneside_rma
-
     world = ctx.world
     with Pairs(world, slot_bytes(world, RING * MESSAGE_SIZES[-1])) as pairs:
-        oneside.compile_for_signals()
-        if pairs.rma is not None:
-            oneside_rma.compile_for_signals()
+        pairs.compile("ping", "pong", "stream_send", "stream_receive")
         sizes = [n for n in SIZES if n <= pairs.capacity]
         messages = [n for n in MESSAGE_SIZES if RING * max(64, n) <= pairs.capacity]
         most = ctx.options.iters or SAMPLES
@@ -108,8 +104,6 @@ def _repeats(side: Side, size: int, seconds: float) -> int:
 
 def _trips(side: Side, size: int, repeats: int, samples: int) -> tuple[np.ndarray, bool]:
     """(ns of each sample of `repeats` round trips, whether payloads came back unchanged), valid at the origin."""
-    from .. import oneside, oneside_rma
-
     turns = samples * repeats
     base = side.advance(PING, turns)
     there, here = side.slots(side.peer), side.slots(side.rank)
@@ -117,18 +111,11 @@ def _trips(side: Side, size: int, repeats: int, samples: int) -> tuple[np.ndarra
     out, fine = np.ones(samples, np.int64), True
     if side.first:
         source = side.payload(size)
-        at = source.ctypes.data
-        if side.remote:
-            to = side.pairs.wire, side.peer, there, here, at, size, asked, answered, side.coded
-            done = oneside_rma.ping(*to, base, repeats, samples, deadline(), out)
-        else:
-            done = oneside.ping(there, here, at, size, asked, answered, base, repeats, samples, deadline(), out)
+        places = there, here, source.ctypes.data, size, asked, answered
+        done = side.run("ping", places, base, repeats, samples, deadline(), out)
         fine = done > 0 and np.array_equal(side.landed(size), source[:size])
-    elif side.remote:
-        back = side.pairs.wire, side.peer, there, here, size, answered, asked, side.coded
-        done = oneside_rma.pong(*back, base, turns, deadline())
     else:
-        done = oneside.pong(there, here, size, answered, asked, base, turns, deadline())
+        done = side.run("pong", (there, here, size, answered, asked), base, turns, deadline())
     side.bounded(done)
     return out, fine
 
@@ -144,32 +131,14 @@ def _stream(side: Side, size: int, samples: int) -> tuple[np.ndarray, bool]:
         base = side.advance(TAIL, MESSAGES)
         if side.first:
             start = time.monotonic_ns()
-            done = _send(side, ring, stride, payload, size, tail, credit, base)
+            places = ring, RING, stride, payload.ctypes.data, size, tail, credit
+            done = side.run("stream_send", places, base, MESSAGES, deadline())
             out[s] = time.monotonic_ns() - start
         else:
-            done = _receive(side, ring, stride, tail, credit, base, total)
+            done = side.run("stream_receive", (ring, RING, stride, tail, credit), base, MESSAGES, deadline(), total)
             fine &= int(total[0]) == sum(range(base, base + MESSAGES))
         side.bounded(done)
     return out, fine
-
-
-def _send(side: Side, ring: int, stride: int, payload: np.ndarray, size: int, tail: int, credit: int, base: int) -> int:
-    from .. import oneside, oneside_rma
-
-    at = payload.ctypes.data
-    if side.remote:
-        to = side.pairs.wire, side.peer, ring, RING, stride, at, size, tail, credit, side.coded
-        return oneside_rma.stream_send(*to, base, MESSAGES, deadline())
-    return oneside.stream_send(ring, RING, stride, at, size, tail, credit, base, MESSAGES, deadline())
-
-
-def _receive(side: Side, ring: int, stride: int, tail: int, credit: int, base: int, total: np.ndarray) -> int:
-    from .. import oneside, oneside_rma
-
-    if side.remote:
-        of = side.pairs.wire, side.peer, ring, RING, stride, tail, credit, side.coded
-        return oneside_rma.stream_receive(*of, base, MESSAGES, deadline(), total)
-    return oneside.stream_receive(ring, RING, stride, tail, credit, base, MESSAGES, deadline(), total)
 
 
 @dataclass(frozen=True)

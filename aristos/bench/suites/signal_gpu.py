@@ -56,22 +56,9 @@ class PingPong:
         if self.out:
             return
         words = 2 * self.row_bytes
-        self.gpu.launch(
-            PING_PONG,
-            self.grid,
-            0,
-            self.source.at,
-            self.slots,
-            self.slots + words,
-            self.theirs,
-            self.theirs + words,
-            self.first,
-            self.row_bytes,
-            ROUNDS,
-            self._base,
-            LIMIT_NS,
-            self.late.at,
-        )
+        sides = self.slots, self.slots + words, self.theirs, self.theirs + words
+        rest = self.first, self.row_bytes, ROUNDS, self._base, LIMIT_NS, self.late.at
+        self.gpu.launch(PING_PONG, self.grid, 0, self.source.at, *sides, *rest)
         self._base += ROUNDS
 
     def right(self) -> bool:
