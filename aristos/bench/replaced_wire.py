@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cache
-from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 import numba
 import numpy as np
@@ -77,15 +76,13 @@ class ReplacedWire:
     def __init__(self, wire: int, ranks: int, words: np.ndarray, functions: Sequence[Any]) -> None:
         self._wire, self._size, self._replacing, self._functions = wire, mpi.words(ranks), words, functions
 
-    def __enter__(self) -> ReplacedWire:
+    def __enter__(self) -> Self:
         real = mem.words(self._wire, self._size)
         self._replacing[:OWN] = real[[mpi.PUT, mpi.FLUSH, mpi.SYNC, mpi.WINDOW, mpi.SLEEP]]
         self._install([*(each.address for each in self._functions), self._replacing.ctypes.data])
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *why: object) -> None:
         self._install(self._replacing[:SLEEP].tolist())
 
     def _install(self, functions: list[int]) -> None:

@@ -77,10 +77,6 @@ class SlowLinks(ReplacedWire):
         self._rows[:, PER_MIB] = np.asarray(beta_us_per_mib) * 1e3
         super().__init__(wire, len(alpha_us), self._words, c_functions(slow_put, slow_flush))
 
-    def __enter__(self) -> SlowLinks:
-        super().__enter__()
-        return self
-
     def taken(self) -> tuple[float, int, int, int]:
         """(seconds waited, bytes put, puts, flushes) since the last call of `taken`.
 

@@ -9,8 +9,7 @@ own on copying rows. So the emulation favours bulk.
 from __future__ import annotations
 
 from collections.abc import Callable
-from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -141,28 +140,55 @@ def check_ranks(nodes: Nodes) -> None:
         raise InputError(f"emulated links connect at most {most} ranks, got {count}")
 
 
-class Network:
-    """Links between the ranks of a runtime. Within a `with` block the runtime's calls use these links.
-
-    Every method is collective.
+class Emulated:
+    """What emulated networks have in common: within a `with` block, a runtime's calls use the network.
 
     ranks_of_link: how many ranks share a link. runtime: the runtime of layers that are already made. The runtime's
-    windows must not grow while the network exists. bulk: the bulk schedule of a layer on that runtime. Raises
-    InputError if the ranks are on several nodes, or if there are too many ranks.
+    windows must not grow while the network exists. bulk: the bulk schedule of a layer on that runtime. Every method is
+    collective.
     """
 
+    noun = "links"
     ranks_of_link = 1
+    _window: ShmWindow
+    _copied: int  # address at a peer to which rows can be copied
 
     def __init__(self, runtime: Any, bulk: Any) -> None:
-        self.runtime, self.bulk, group = runtime, bulk, runtime.group
-        self.rank, self.world = group.rank, group.world
-        check_ranks(group.nodes)
+        self.runtime, self.bulk = runtime, bulk
+        self.rank, self.world = runtime.group.rank, runtime.group.world
+        self._turn = 0
+
+    def __exit__(self, kind: type[BaseException] | None, *why: object) -> None:
+        self.bulk.collective = self.bulk.at_once
+
+    def close(self) -> None:
+        """Free the network."""
+        self._window.close()
+
+    def copy_rate(self) -> float:
+        """GB/s at which this rank copies rows to a peer while all ranks do: see `fastest_copy`."""
+        return fastest_copy(self._copied, self._meet)
+
+    def _meet(self) -> None:
+        self.runtime.group.meet(f"the other ranks to set {self.noun}")
+
+
+class Network(Emulated):
+    """Links between the ranks of a runtime. Within a `with` block the runtime's calls use these links.
+
+    Arguments: see `Emulated`. Raises InputError if the ranks are on several nodes, or if there are too many ranks.
+    """
+
+    def __init__(self, runtime: Any, bulk: Any) -> None:
+        super().__init__(runtime, bulk)
+        check_ranks(runtime.group.nodes)
         self._capacity = 1 << (runtime.shape.ring_records + 8).bit_length()
         self._link = words.link_bytes(self._capacity)
         self._step = 2 * self._link + LINE * (TURNS + 1) + COPIED
-        self._window = ShmWindow(group.comm, self._step * self.world)
+        self._window = ShmWindow(runtime.group.comm, self._step * self.world)
         self._peers = [p for p in range(self.world) if p != self.rank]
-        self._turn = self._pinged = 0
+        self._pinged = 0
+        self._copied = self._ping_line(self.rank, min(self._peers, default=self.rank)) + LINE
         self._free = np.zeros(self.world, np.int64)
         self._to, self._from, self._links = (np.zeros(self.world, np.int64) for _ in range(3))
         for p in self._peers:
@@ -198,7 +224,7 @@ class Network:
         """The most bytes that a link carries in an all-to-all of `nbytes` to each rank."""
         return nbytes
 
-    def __enter__(self) -> Network:
+    def __enter__(self) -> Self:
         self._meet()  # after this all calls have ended, so no word changes
         state, starts = self.runtime.state, self.runtime.tables.starts
         lines = []
@@ -217,19 +243,10 @@ class Network:
         self._meet()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *why: object) -> None:
         words.TABLE[0] = 0
         self.runtime.loop = ordinary
-        self.bulk.collective = self.bulk.at_once
-
-    def close(self) -> None:
-        """Free the links."""
-        self._window.close()
-
-    def _meet(self) -> None:
-        self.runtime.group.meet("the other ranks to set links")
+        super().__exit__(kind, *why)
 
     def collective(self, call: Callable[[Any], object], nbytes: np.ndarray) -> None:
         """Run an MPI collective with the delay of the links. It replaces `Bulk.collective`.
@@ -243,11 +260,6 @@ class Network:
             raise WaitTimeout(
                 f"rank {self.rank} waited {LIMIT_NS / 1e9:g} s for the other ranks to enter a collective of MPI"
             )
-
-    def copy_rate(self) -> float:
-        """GB/s at which this rank copies rows to a peer while all ranks do: see `fastest_copy`."""
-        target = self._ping_line(self.rank, self._peers[0]) + LINE
-        return fastest_copy(target, self._meet)
 
     def ping(self, nbytes: int, rounds: int) -> float:
         """Seconds that a word with `nbytes` takes from rank 0 to rank 1 or back, that is half the mean of round trips.

@@ -17,8 +17,7 @@ Bulk has the same advantage as in `network.py`: it copies while the link is busy
 from __future__ import annotations
 
 from collections.abc import Callable
-from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -31,7 +30,7 @@ from ...primitives.buffers import aligned
 from ...transport.rma import RmaWindow
 from ...transport.shm import ShmWindow
 from ..replaced_wire import OWN, ReplacedWire, c_functions, real_flush, real_put
-from .network import COPIED, LIMIT_NS, TURNS, copies, fastest_copy, wait_until
+from .network import COPIED, LIMIT_NS, TURNS, Emulated, copies, wait_until
 from .words import LINE, MIB, WORD, due_after
 
 PING_BYTES = 65536  # the most bytes of a ping
@@ -138,25 +137,24 @@ def compile_all() -> None:
     warm_up([(enter, (a, a, i, i, i)), (leave, (a, i, i)), (pings, (i,) * 6), (copies, (i,) * 3)])
 
 
-class SharedNics:
+class SharedNics(Emulated):
     """The NICs of virtual nodes. Within a `with` block the puts and collectives of a runtime's calls use them.
 
-    Every method is collective.
-
-    runtime: the runtime of layers that are already made, with several nodes. Its windows must not grow while the
-    network exists. bulk: the bulk schedule of a layer on that runtime. Raises InputError if there is one node, and
-    EnvironmentProblem if the ranks are on several machines.
+    Arguments: see `Emulated`. Raises InputError if there is one node, and EnvironmentProblem if the ranks are on
+    several machines.
     """
 
+    noun = "NICs"
+
     def __init__(self, runtime: Any, bulk: Any) -> None:
-        self.runtime, self.bulk, group = runtime, bulk, runtime.group
-        self.rank, self.world, nodes = group.rank, group.world, group.nodes
+        super().__init__(runtime, bulk)
+        nodes = runtime.group.nodes
         if nodes.single:
             raise InputError("NICs connect several nodes, got one: pass --ranks-per-node")
         self._remote = np.array([node != nodes.node_of[self.rank] for node in nodes.node_of])
         self.ranks_of_link = max(nodes.node_of.count(node) for node in nodes.node_of)
         self._step = LINE * TURNS  # bytes of the entries of a pair
-        self._window = ShmWindow(group.comm, LINE * NIC_LINES + self._step * self.world + COPIED)
+        self._window = ShmWindow(runtime.group.comm, LINE * NIC_LINES + self._step * self.world + COPIED)
         base = [int(each) for each in self._window.base]
         self._nic = base[nodes.node_of.index(nodes.node_of[self.rank])]
         self._to, self._from = (
@@ -170,7 +168,6 @@ class SharedNics:
         functions = c_functions(shared_put, shared_flush)
         self._replaced = ReplacedWire(runtime.wire, self.world, self._words, functions)
         self._pinged: RmaWindow | None = None
-        self._turn = 0
 
     def set(self, alpha_us: float, gb_per_s: float) -> None:
         """Give every NIC this latency and bandwidth; inf GB/s is unlimited."""
@@ -185,28 +182,19 @@ class SharedNics:
         node_of = self.runtime.group.nodes.node_of
         return nbytes * max(node_of.count(node) * (self.world - node_of.count(node)) for node in node_of)
 
-    def __enter__(self) -> SharedNics:
+    def __enter__(self) -> Self:
         self._meet()  # after this all calls have ended, so nothing is put
         self._replaced.__enter__()
         self.bulk.collective = self.collective
         self._meet()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._replaced.__exit__(kind, value, trace)
-        self.bulk.collective = self.bulk.at_once
+    def __exit__(self, kind: type[BaseException] | None, *why: object) -> None:
+        self._replaced.__exit__(kind, *why)
+        super().__exit__(kind, *why)
         if kind is None and self._pinged is not None:
             self._pinged.close()
             self._pinged = None
-
-    def close(self) -> None:
-        """Free the NICs."""
-        self._window.close()
-
-    def _meet(self) -> None:
-        self.runtime.group.meet("the other ranks to set NICs")
 
     def collective(self, call: Callable[[Any], object], nbytes: np.ndarray) -> None:
         """Make MPI calls with the delay of the NICs. It replaces `Bulk.collective`.
@@ -217,10 +205,6 @@ class SharedNics:
         enter(self._to, np.where(self._remote, nbytes, 0), self.rank, self._turn, self._words.ctypes.data)
         self.bulk.at_once(call, nbytes)
         leave(self._from, self.rank, self._turn)
-
-    def copy_rate(self) -> float:
-        """GB/s at which this rank copies rows to a peer while all ranks do: see `fastest_copy`."""
-        return fastest_copy(self._copied, self._meet)
 
     def ping(self, nbytes: int, rounds: int) -> float:
         """Seconds that rank 0 needs to put `nbytes`, at least 8 and at most PING_BYTES, at another node and to flush.
