@@ -151,6 +151,8 @@ class Context:
 
 CHECK = Column("check", "check")
 ERROR_AND_CHECK = (Column("error", "error", ".1e"), CHECK)  # the last columns where outputs have an error
+CALLS_TO_CHECK = (Column("iterations", "calls", "d"), *ERROR_AND_CHECK)  # the last columns of most suites on CPUs
+TURNS_TO_CHECK = (Column("turns", "turns", "d"), *ERROR_AND_CHECK)  # the last columns of most suites on GPUs
 
 
 def ratio_columns(key: str, title: str, form: str) -> tuple[Column, ...]:

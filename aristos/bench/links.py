@@ -103,12 +103,9 @@ def measure(world: World, topology: Topology, ranks: list[RankPlace], seconds: f
     devices = _devices(world, ranks, rates)
     hosts = [topology.nodes[r.node].name for r in ranks]
     table = from_table(classes, devices, hosts)
-    ours = np.array(
-        [
-            [a != b and not (classes[a][b].kind != "NET" and ranks[a].label and ranks[b].label) for b in range(n)]
-            for a in range(n)
-        ]
-    )
+    on_gpu = np.array([bool(each.label) for each in ranks])
+    net = np.array([[link.kind == "NET" for link in row] for row in classes])
+    ours = ~np.eye(n, dtype=bool) & (net | ~np.logical_and.outer(on_gpu, on_gpu))
     if not ours.any():
         return replace(table, seconds=time.monotonic() - begun)
     texts = [[str(link) for link in row] for row in classes]
@@ -184,24 +181,24 @@ def _fits(times: Times, sizes: list[int], wanted: Sequence[int]) -> dict[tuple[i
     return found
 
 
+def _rows(n: int, found: dict[tuple[int, int], float]) -> Rows:
+    """[origin][target] the values that were found, by pair; 0 on the diagonal, and None for all other pairs."""
+    return [[0.0 if a == b else found.get((a, b)) for b in range(n)] for a in range(n)]
+
+
 def _span(times: Times, sizes: list[int], wanted: Sequence[int]) -> Span:
-    n = len(times)
-    alpha: Rows = [[0.0 if a == b else None for b in range(n)] for a in range(n)]
-    beta: Rows = [[0.0 if a == b else None for b in range(n)] for a in range(n)]
-    for (a, b), each in _fits(times, sizes, wanted).items():
-        line = each.segments[0]
-        alpha[a][b], beta[a][b] = line.alpha * 1e6, line.beta * 1e6 * MIB
-    return Span(alpha, beta)
+    lines = {pair: each.segments[0] for pair, each in _fits(times, sizes, wanted).items()}
+    return Span(
+        _rows(len(times), {pair: line.alpha * 1e6 for pair, line in lines.items()}),
+        _rows(len(times), {pair: line.beta * 1e6 * MIB for pair, line in lines.items()}),
+    )
 
 
 def _residual(times: Times, sizes: list[int]) -> Rows:
     """The relative residual of each pair over both ranges."""
-    n = len(times)
-    found: Rows = [[0.0 if a == b else None for b in range(n)] for a in range(n)]
     small, large = _fits(times, sizes, SMALL), _fits(times, sizes, LARGE)
-    for a, b in small.keys() & large.keys():
-        found[a][b] = float(np.sqrt((small[a, b].residual ** 2 + large[a, b].residual ** 2) / 2))
-    return found
+    both = {pair: (small[pair].residual, large[pair].residual) for pair in small.keys() & large.keys()}
+    return _rows(len(times), {pair: float(np.sqrt((a**2 + b**2) / 2)) for pair, (a, b) in both.items()})
 
 
 def _mixed(measured: Span, table: Span, ours: NDArray[np.bool_]) -> Span:
@@ -240,19 +237,17 @@ def _still_slow(suspects: Slower, after: Slower) -> Slower:
 
     `after` may also have other links, because shorter times shift a class's median.
     """
-    twice = {(a, b) for a, b, _ in suspects}
+    twice = {each[:2] for each in suspects}
     return [each for each in after if each[:2] in twice]
 
 
 def _faults(classes: list[list[str]], hosts: list[str], slower: Slower) -> list[str]:
-    found = []
-    for a, b, times in slower:
-        found.append(
-            f"puts from rank {a} ({hosts[a]}) to rank {b} ({hosts[b]}) take {times:.1f} times as long as others of"
-            f" class {classes[a][b]}, in two measurements (more than {SLOW:g} is a fault): check that link, its"
-            " adapters and cables, and whether other jobs compute at one of its ends"
-        )
-    return found
+    return [
+        f"puts from rank {a} ({hosts[a]}) to rank {b} ({hosts[b]}) take {times:.1f} times as long as others of"
+        f" class {classes[a][b]}, in two measurements (more than {SLOW:g} is a fault): check that link, its"
+        " adapters and cables, and whether other jobs compute at one of its ends"
+        for a, b, times in slower
+    ]
 
 
 def _notes(hosts: list[str], crowded: set[int], table: Links, ours: NDArray[np.bool_]) -> list[str]:
@@ -272,14 +267,12 @@ def _devices(world: World, ranks: list[RankPlace], rates: list[float | None]) ->
     for rank, rate, (here, bytes_) in zip(ranks, rates, free):
         each = rank.place
         if rate is not None:
-            each = replace(
-                each, rate_gflops=rate, rate_from="measured: the expert kernel on all ranks at once, float32"
-            )
+            how = "measured: the expert kernel on all ranks at once, float32"
+            each = replace(each, rate_gflops=rate, rate_from=how)
         if not rank.label and bytes_ is not None:
             sharers = sum(other == here for other, _ in free)
-            each = replace(
-                each, memory_bytes=bytes_ // sharers, memory_from=f"free memory of the node, divided by {sharers}"
-            )
+            how = f"free memory of the node, divided by {sharers}"
+            each = replace(each, memory_bytes=bytes_ // sharers, memory_from=how)
         found.append(each)
     return found
 

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from ...results import Table
 from ...transport.ipc import IpcWindow
-from ..context import ERROR_AND_CHECK, VERDICTS, Column, Context, Result, Sheet, counted, ratio_columns
+from ..context import TURNS_TO_CHECK, VERDICTS, Column, Context, Result, Sheet, counted, ratio_columns
 from ..gpu.alltoall import Nccl, Staged, nccl_or_why, starts
 from ..gpu.calls import Played
 from ..gpu.clock import BenchGpu, ratio_values, ratios
@@ -52,8 +52,7 @@ COLUMNS = (
     Column("speedup", "against\nMPI", ".2f"),
     Column("nccl_us", "NCCL\nus", ".1f"),
     Column("nccl_speedup", "against\nNCCL", ".2f"),
-    Column("turns", "turns", "d"),
-    *ERROR_AND_CHECK,
+    *TURNS_TO_CHECK,
 )
 
 

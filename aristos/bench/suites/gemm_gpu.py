@@ -18,7 +18,7 @@ import numpy as np
 from ... import reference
 from ...results import Table
 from ...row_types import KINDS, ROW_TYPES
-from ..context import ERROR_AND_CHECK, VERDICTS, WRONG_RIVAL, Column, Context, Result, Sheet, ratio_columns
+from ..context import TURNS_TO_CHECK, VERDICTS, WRONG_RIVAL, Column, Context, Result, Sheet, ratio_columns
 from ..gpu.clock import BenchGpu, GpuArray, ratio_values
 from ..gpu.cublas import Cublas, cublas_or_why
 from ..measure import Statistics, padded
@@ -38,8 +38,7 @@ COLUMNS = (
     Column("tflops", "TFLOP/s", ".1f"),
     Column("blas_tflops", "cuBLAS\nTFLOP/s", ".1f"),
     *ratio_columns("share", "of\ncuBLAS", ".0%"),
-    Column("turns", "turns", "d"),
-    *ERROR_AND_CHECK,
+    *TURNS_TO_CHECK,
 )
 
 

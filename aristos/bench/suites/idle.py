@@ -29,7 +29,7 @@ import numpy as np
 
 from ...models import with_max_tokens
 from ...results import Table
-from ..context import ERROR_AND_CHECK, VERDICTS, Column, Context, Result, Sheet, counted
+from ..context import CALLS_TO_CHECK, VERDICTS, Column, Context, Result, Sheet, counted
 from ..disturbance import CORE_SHARE, mark
 from ..measure import Statistics, gathered, in_turns, padded
 from ..ran import of_layer
@@ -44,6 +44,7 @@ LATE = 0.5  # how late the last rank starts, as a share of a call's time
 FEWEST_TOKENS = 16
 COST = 150  # the suite takes at least as long as this many uniform calls of every way
 MOVES = {"fused": ("tokens", "auto"), "bulk": ("tokens",)}
+IDLE = "workers' time without a runnable tile, until the rank's own call ends"
 Way = tuple[str, str]  # (schedule, moves)
 
 COLUMNS = (
@@ -57,8 +58,7 @@ COLUMNS = (
     Column("idle", "idle", ".0%"),
     Column("straggler_p50 straggler_p95", "straggler\np50, p95", ".2f"),
     Column("speedup_over_bulk", "against\nbulk", ".2f"),
-    Column("iterations", "calls", "d"),
-    *ERROR_AND_CHECK,
+    *CALLS_TO_CHECK,
 )
 
 
@@ -135,6 +135,7 @@ class Player:
         world, stats = self.work.world, {way: list(each.values()) for way, each in self.stats.items()}
         last = {way: np.array(world.allgather(stats[way][-1][2:])) for way in self.layers}  # [world, 3]
         moved = {way: each[:, :2].sum(axis=0) for way, each in last.items()}
+        rows = np.bincount(self.work.placement, self.work.rows(self.work.routed(self.call)[0]), world.size)
         return PatternTimes(
             self.pattern,
             int(world.largest(len(self.call.x))),
@@ -144,9 +145,7 @@ class Player:
             {way: np.array(world.allgather(np.mean([s[1] for s in stats[way]], axis=0))) for way in self.layers},
             {way: float(kept / max(1, remote)) for way, (kept, remote) in moved.items()},
             {way: each[:, 2] for way, each in last.items()},
-            np.bincount(self.work.placement, self.work.rows(self.work.routed(self.call)[0]), world.size).astype(
-                np.int64
-            ),
+            rows.astype(np.int64),
             self.errors,
             world.every(self.right),
         )
@@ -301,22 +300,12 @@ def _table(ctx: Context, done: list[PatternTimes], ways: list[Way], threads: int
     table.dim("pattern", [m.pattern for m in done]).dim("schedule", schedules).dim("moves", moves)
     table.dim("rank", np.arange(world)).dim("peer", np.arange(world)).dim("iteration", np.arange(times.shape[-1]))
     way = ("pattern", "schedule", "moves")
-    table.add("call_time", (*way, "rank", "iteration"), times, "s", "one layer call on one rank, a late start included")
-    table.add(
-        "idle_time",
-        (*way, "rank", "iteration"),
-        idle,
-        "s",
-        "workers' time without a runnable tile, until the rank's own call ends",
-    )
-    table.add("core_share", (*way, "rank", "iteration"), core, "1", CORE_SHARE)
-    table.add(
-        "wait_time",
-        (*way, "rank", "peer"),
-        padded(of("wait")),
-        "s",
-        "mean time in a call that a rank waited for a peer",
-    )
+    call = (*way, "rank", "iteration")
+    table.add("call_time", call, times, "s", "one layer call on one rank, a late start included")
+    table.add("idle_time", call, idle, "s", IDLE)
+    table.add("core_share", call, core, "1", CORE_SHARE)
+    waits = padded(of("wait"))
+    table.add("wait_time", (*way, "rank", "peer"), waits, "s", "mean time in a call that a rank waited for a peer")
     table.add("tokens", "pattern", [m.tokens for m in done], "1", "tokens per rank and call, the most of any rank")
     table.add("rows", ("pattern", "rank"), [m.rows for m in done], "1", "rows for the rank's experts in a call")
     kept, errors = (np.array(of(name), float) for name in ("kept", "errors"))

@@ -22,7 +22,7 @@ import numpy as np
 
 from ...engine import words
 from ...results import Table
-from ..context import ERROR_AND_CHECK, VERDICTS, Column, Context, Result, Sheet, counted
+from ..context import TURNS_TO_CHECK, VERDICTS, Column, Context, Result, Sheet, counted
 from ..gpu.calls import Played
 from ..gpu.clock import BenchGpu
 from ..measure import Statistics, gathered, padded
@@ -43,8 +43,7 @@ COLUMNS = (
     Column("idle_p95", "p95", ".1%"),
     Column("straggler_p50", "straggler\np50", ".2f"),
     Column("straggler_p95", "straggler\np95", ".2f"),
-    Column("turns", "turns", "d"),
-    *ERROR_AND_CHECK,
+    *TURNS_TO_CHECK,
 )
 
 

@@ -26,7 +26,7 @@ import numpy as np
 
 from ...results import Table
 from .. import bounds
-from ..context import ERROR_AND_CHECK, VERDICTS, Column, Context, Result, Sheet, counted
+from ..context import CALLS_TO_CHECK, VERDICTS, Column, Context, Result, Sheet, counted
 from ..disturbance import CORE_SHARE, mark
 from ..measure import Statistics, Times, in_turns, padded
 from ..ran import of_layer
@@ -45,8 +45,7 @@ COLUMNS = (
     Column("share_of_peak", "of FMA\npeak", ".0%"),
     Column("overlap_efficiency", "overlap\neffi-\nciency", ".0%"),
     Column("speedup_over_bulk", "against\nbulk", ".2f"),
-    Column("iterations", "calls", "d"),
-    *ERROR_AND_CHECK,
+    *CALLS_TO_CHECK,
 )
 
 

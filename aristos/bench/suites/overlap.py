@@ -39,14 +39,14 @@ from ...errors import InputError
 from ...primitives import isa
 from ...results import Table
 from ..bounds import ExpertPhase
-from ..context import ERROR_AND_CHECK, VERDICTS, Column, Context, Result, Sheet, counted
+from ..context import CALLS_TO_CHECK, VERDICTS, Column, Context, Result, Sheet, counted
 from ..disturbance import CORE_SHARE, mark
 from ..measure import gathered, in_turns, iterations, padded
 from ..ran import Ran, of_layer
 from ..registry import suite
 from ..workload import Call, Workload, execute, routed_call
 from ..world import World
-from .idle import idle_share
+from .idle import IDLE, idle_share
 
 if TYPE_CHECKING:
     from ..delay.network import Network
@@ -79,8 +79,7 @@ POINTS = (
     Column("fused_idle", "fused\nidle", ".0%"),
     Column("bound_ms", "bound\nms", ".3f"),
     Column("within", "within"),
-    Column("iterations", "calls", "d"),
-    *ERROR_AND_CHECK,
+    *CALLS_TO_CHECK,
 )
 LINKS = (
     Column("alpha_us", "alpha\nus", "g"),
@@ -244,7 +243,8 @@ def run(ctx: Context) -> Result:
         sheet.records += [_record(m, point, times, copy) for point, times in zip(points, m.points)]
     sheet.notes = [_sentence(m.name, [r for r in sheet.records if r["case"] == m.name]) for m in done]
     sheets = [checked, same, sheet]
-    return Result(all(m.right for m in done), sheets, [_table(ctx, done, links)], [m.ran for m in done])
+    table = _table(ctx, done, links, sheet.records)
+    return Result(all(m.right for m in done), sheets, [table], [m.ran for m in done])
 
 
 def _nodes(ctx: Context) -> str:
@@ -494,8 +494,8 @@ def _sentence(case: str, records: list[dict[str, Any]]) -> str:
     )
 
 
-def _table(ctx: Context, done: list[CaseTimes], links: list[dict[str, Any]]) -> Table:
-    """Raw times."""
+def _table(ctx: Context, done: list[CaseTimes], links: list[dict[str, Any]], records: list[dict[str, Any]]) -> Table:
+    """Raw times. records: those of all points of all layers."""
     alphas, rates, world = ctx.options.alpha, ctx.options.rate, ctx.world.size
     shape = (len(done), len(alphas), len(rates), len(SCHEDULES), world)
 
@@ -510,33 +510,17 @@ def _table(ctx: Context, done: list[CaseTimes], links: list[dict[str, Any]]) -> 
     table.dim("rank", np.arange(world)).dim("iteration", np.arange(times.shape[-1]))
     dims = ("case", "alpha", "rate", "schedule", "rank", "iteration")
     table.add("call_time", dims, times, "s", "one layer call on one rank")
-    table.add(
-        "idle_time", dims, of("idle"), "s", "workers' time without a runnable tile, until the rank's own call ends"
-    )
+    table.add("idle_time", dims, of("idle"), "s", IDLE)
     table.add("core_share", dims, of("core"), "1", CORE_SHARE)
     table.add("experts_time", "case", [m.alone for m in done], "s", "the busiest rank's experts alone")
-    table.add(
-        "bound",
-        ("case", "alpha", "rate"),
-        _bounds(done, alphas, rates, links[0]["copy_gb_per_s"]),
-        "s",
-        "what a fused call should take at most",
-    )
+    bounds = np.array([record["bound_ms"] * 1e-3 for record in records]).reshape(shape[:3])
+    table.add("bound", ("case", "alpha", "rate"), bounds, "s", "what a fused call should take at most")
     plain, undelayed = (
         np.array([[np.median([b.median(s) for b in getattr(m, name)]) for s in SCHEDULES] for m in done])
         for name in ("plain", "undelayed")
     )
-    table.add("plain_time", ("case", "schedule"), plain, "s", "a call without emulation, median")
-    table.add(
-        "undelayed_time", ("case", "schedule"), undelayed, "s", "a call with emulated links without delay, median"
-    )
+    of_case = ("case", "schedule")
+    table.add("plain_time", of_case, plain, "s", "a call without emulation, median")
+    table.add("undelayed_time", of_case, undelayed, "s", "a call with emulated links without delay, median")
     errors = [[m.errors[s] for s in SCHEDULES] for m in done]
-    return table.add("error", ("case", "schedule"), errors, "1", "largest relative error against float64")
-
-
-def _bounds(done: list[CaseTimes], alphas: tuple[float, ...], rates: tuple[float, ...], copy: float) -> np.ndarray:
-    found = [
-        [_record(m, point, t, copy)["bound_ms"] * 1e-3 for point, t in zip(product(alphas, rates), m.points)]
-        for m in done
-    ]
-    return np.array(found).reshape(len(done), len(alphas), len(rates))
+    return table.add("error", of_case, errors, "1", "largest relative error against float64")

@@ -34,7 +34,7 @@ from ...planner.baselines import all_baselines
 from ...planner.cost import evaluate, link_of
 from ...results import Table
 from .. import bounds, ring
-from ..context import ERROR_AND_CHECK, VERDICTS, Column, Context, Result, Sheet, counted
+from ..context import CALLS_TO_CHECK, VERDICTS, Column, Context, Result, Sheet, counted
 from ..disturbance import CORE_SHARE, mark
 from ..measure import gathered, in_turns, placed
 from ..ran import of_layer
@@ -57,8 +57,7 @@ COLUMNS = (
     Column("predicted_ms", "predicted\nms", ".2f"),
     Column("measured_ms", "measured\nms", ".2f"),
     Column("ratio", "measured /\npredicted", ".2f"),
-    Column("iterations", "calls", "d"),
-    *ERROR_AND_CHECK,
+    *CALLS_TO_CHECK,
 )
 
 
@@ -158,17 +157,11 @@ def nodes_of(ctx: Context) -> list[int]:
 def links(node_of: list[int]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """(alpha_us, beta_us_per_mib), [n, n], to be set between the ranks."""
     n = len(node_of)
-    faulty = set()
-    for node in set(node_of):
-        members = [r for r in range(n) if node_of[r] == node]
-        if len(members) > 2:
-            faulty.add(members[1])
-    both = np.zeros((2, n, n))
-    for a in range(n):
-        for b in range(n):
-            if a != b:
-                both[:, a, b] = NODE if node_of[a] == node_of[b] and not {a, b} & faulty else NET
-    return both[0], both[1]
+    members = [[r for r in range(n) if node_of[r] == node] for node in set(node_of)]
+    faulty = {of_node[1] for of_node in members if len(of_node) > 2}
+    near = [[node_of[a] == node_of[b] and not {a, b} & faulty for b in range(n)] for a in range(n)]
+    alpha, beta = (np.where(near, here, there) * ~np.eye(n, dtype=bool) for here, there in zip(NODE, NET))
+    return alpha, beta
 
 
 def _problem(ctx: Context, work: Workload, tokens: int, rate: float) -> Problem:
@@ -359,12 +352,14 @@ def _table(
         check = VERDICTS[work.passes(e.error) and e.right]
         for term, took in measured.items():
             prediction = predicted.get(term)
-            record = {"plan": e.name, "groups": e.plan.groups, "term": term, "measured_ms": took * 1e3}
-            record["predicted_ms"] = None if prediction is None else float(prediction) / 1e3
-            record["ratio"] = took * 1e6 / float(prediction) if prediction else None
             records.append(
                 {
-                    **record,
+                    "plan": e.name,
+                    "groups": e.plan.groups,
+                    "term": term,
+                    "measured_ms": took * 1e3,
+                    "predicted_ms": None if prediction is None else float(prediction) / 1e3,
+                    "ratio": took * 1e6 / float(prediction) if prediction else None,
                     "iterations": stage.shape[-1],
                     "error": e.error,
                     "check": check,

@@ -27,7 +27,7 @@ from ...planner import Problem, parse
 from ...results import Table
 from ...row_types import KINDS
 from ...transport.ipc import IpcWindow
-from ..context import ERROR_AND_CHECK, VERDICTS, Column, Context, Result, Sheet, counted, ratio_columns
+from ..context import TURNS_TO_CHECK, VERDICTS, Column, Context, Result, Sheet, counted, ratio_columns
 from ..gpu.calls import Played
 from ..gpu.clock import BenchGpu, ratio_values
 from ..measure import Statistics, gathered
@@ -48,8 +48,7 @@ COLUMNS = (
     Column("measured_us", "stage,\nmeasured us", ".1f"),
     Column("ratio", "measured /\npredicted", ".2f"),
     *ratio_columns("speedup", "planned,\nspeed-up", ".2f"),
-    Column("turns", "turns", "d"),
-    *ERROR_AND_CHECK,
+    *TURNS_TO_CHECK,
 )
 
 

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from ...results import Table
-from ..context import ERROR_AND_CHECK, VERDICTS, Column, Context, Result, Sheet, counted, ratio_columns
+from ..context import TURNS_TO_CHECK, VERDICTS, Column, Context, Result, Sheet, counted, ratio_columns
 from ..gpu.calls import Played
 from ..gpu.clock import BenchGpu, ratio_values
 from ..measure import gathered, no_gc, padded
@@ -37,8 +37,7 @@ COLUMNS = (
     Column("computes_us", "host computes\nus", ".1f"),
     *ratio_columns("slowdown", "of a call:\nslow-down", ".1%"),
     *ratio_columns("host_slowdown", "of the host:\nslow-down", ".1%"),
-    Column("turns", "turns", "d"),
-    *ERROR_AND_CHECK,
+    *TURNS_TO_CHECK,
 )
 
 

@@ -19,7 +19,7 @@ from ... import reference
 from ...errors import EnvironmentProblem
 from ...results import Table
 from ...row_types import BY_KIND, KINDS, ROW_TYPES
-from ..context import ERROR_AND_CHECK, VERDICTS, WRONG_RIVAL, Column, Context, Result, Sheet, ratio_columns
+from ..context import TURNS_TO_CHECK, VERDICTS, WRONG_RIVAL, Column, Context, Result, Sheet, ratio_columns
 from ..gpu.clock import BenchGpu, GpuArray, ratio_values
 from ..gpu.rival import FAILURES, TorchGpu, said
 from ..measure import Statistics, padded
@@ -40,8 +40,7 @@ COLUMNS = (
     Column("p95_us", "p95\nus", ".1f"),
     Column("torch_us", "PyTorch\nus", ".1f"),
     *ratio_columns("speedup", "against\nPyTorch", ".2f"),
-    Column("turns", "turns", "d"),
-    *ERROR_AND_CHECK,
+    *TURNS_TO_CHECK,
 )
 
 
