@@ -13,7 +13,7 @@ import numpy as np
 
 from ...results import Table
 from ..samples import SAMPLES
-from .style import BLUE, GREEN, GREY, ORANGE, RED, SKY
+from .style import BLUE, GREEN, GREY, ORANGE, RED, SKY, subplots
 
 MOST_PANELS, MOST_LINES, MOST_TICKS = 6, 8, 40
 COLOURS = (BLUE, ORANGE, GREEN, RED, SKY, GREY)
@@ -57,10 +57,8 @@ def lines(table: Table, name: str) -> tuple[str, list[tuple[str, np.ndarray]]]:
 
 def any_table(table: Table) -> Any:
     """Draw a panel for each variable."""
-    from matplotlib import pyplot
-
     names = drawable(table)
-    figure, axes = pyplot.subplots(1, len(names), figsize=(4.4 * len(names) + 0.4, 3.6), squeeze=False)
+    figure, axes = subplots(1, len(names), figsize=(4.4 * len(names) + 0.4, 3.6), squeeze=False)
     for axis, name in zip(axes[0], names):
         variable, (x, found) = table.variables[name], lines(table, name)
         of = table.dims[x]

@@ -8,20 +8,18 @@ import numpy as np
 
 from ...results import Table
 from ..disturbance import doubtful
-from .style import MARKS, OF, byte_axis, hollow, slowest
+from .style import MARKS, OF, byte_axis, hollow, slowest, subplots
 
 
 def exchange(table: Table) -> Any:
     """One row per pattern (equal, uneven): time on the left, bus bandwidth on the right."""
-    from matplotlib import pyplot
-
     patterns, methods = table.dims["pattern"].values, table.dims["method"].values
     size = table.variables["size"].values
     raw = table.variables["call_time"].values
     times = slowest(raw)  # [pattern, method, block, iteration]
     marked = doubtful(raw, table.variables["core_share"].values)
     world = len(table.dims["rank"].values)
-    figure, axes = pyplot.subplots(len(patterns), 2, figsize=(9.5, 3.4 * len(patterns)), squeeze=False, sharex=True)
+    figure, axes = subplots(len(patterns), 2, figsize=(9.5, 3.4 * len(patterns)), squeeze=False, sharex=True)
     for p, pattern in enumerate(patterns):
         for m, method in enumerate(methods):
             ran = np.isfinite(times[p, m]).any(axis=-1) & (size[p] > 0)

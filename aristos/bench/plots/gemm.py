@@ -8,13 +8,11 @@ import numpy as np
 
 from ...results import Table
 from ..disturbance import doubtful
-from .style import GREY, MARKS, OF, hollow, slowest
+from .style import GREY, MARKS, OF, count_axis, hollow, slowest, subplots
 
 
 def roofline(table: Table) -> Any:
     """Left: GFLOP/s over intensity under min(peak, intensity x bandwidth). Right: GFLOP/s over rows."""
-    from matplotlib import pyplot
-
     rows, kernels = table.dims["rows"].values, table.dims["kernel"].values
     intensity = table.variables["intensity"].values
     peak = float(table.variables["peak"].values.mean())
@@ -23,7 +21,7 @@ def roofline(table: Table) -> Any:
     middle = np.nanmedian(slowest(raw), axis=-1)  # [kernel, rows]
     marked = doubtful(raw, table.variables["core_share"].values)
     rate = rows * table.attributes["flops_per_row"] / middle / 1e9
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(9.5, 4))
+    figure, (left, right) = subplots(1, 2, figsize=(9.5, 4))
     span = np.geomspace(intensity.min() / 1.5, max(intensity.max(), peak / bandwidth) * 1.5, 200)
     roof = f"{bandwidth:.1f} GB/s from memory,\n{peak:.0f} GFLOP/s in registers"
     left.plot(span, np.minimum(peak, span * bandwidth), color=GREY, label=roof)
@@ -42,10 +40,8 @@ def roofline(table: Table) -> Any:
     left.set(xscale="log", yscale="log", xlabel="intensity (FLOP / byte)", ylabel="GFLOP/s, slowest rank")
     left.set_ylim(bottom=rate.min() / 2)
     left.set_title("roofline; numbers are rows")
-    right.set(xlabel="rows of one expert", ylabel="GFLOP/s, slowest rank", ylim=(0, None), title="by rows")
-    right.set_xscale("log", base=2)
-    right.set_xticks(rows, [str(m) for m in rows])
-    right.minorticks_off()
+    right.set(ylabel="GFLOP/s, slowest rank", ylim=(0, None), title="by rows")
+    count_axis(right, rows, "rows of one expert")
     left.legend()
     right.legend()
     return figure

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from ...results import Table
-from .style import BLUE, GREEN, GREY, ORANGE, RED, byte_axis, plain_log
+from .style import BLUE, GREEN, GREY, ORANGE, RED, byte_axis, count_axis, plain_log, subplots
 
 GRAPH = "aristos graph"  # the name with which all other names are compared
 COLORS, MARKS = (BLUE, ORANGE, GREEN, RED, GREY), "os^Dv"
@@ -29,20 +29,11 @@ def _line(axis: Any, x: ArrayLike, values: np.ndarray, name: str, number: int = 
     axis.plot(x, middle, color=color, marker=MARKS[number % len(MARKS)], markersize=4, label=name)
 
 
-def _counts(axis: Any, counts: np.ndarray, label: str) -> None:
-    axis.set_xscale("log", base=2)
-    axis.set_xticks(counts, [str(n) for n in counts])
-    axis.minorticks_off()
-    axis.set_xlabel(label)
-
-
 def put(table: Table) -> Any:
     """GB/s of puts and of the driver's copy over the size of a row, with a panel for each way."""
-    from matplotlib import pyplot
-
     ways, sizes = table.dims["way"].values, table.dims["row_bytes"].values
     times = table.variables["time"].values  # [way, size, what, turn]
-    figure, axes = pyplot.subplots(1, len(ways), figsize=(4.6 * len(ways), 3.8), squeeze=False, sharey=True)
+    figure, axes = subplots(1, len(ways), figsize=(4.6 * len(ways), 3.8), squeeze=False, sharey=True)
     for axis, way, of_way, nbytes in zip(axes[0], ways, times, table.variables["bytes"].values):
         for number, name in enumerate(table.dims["what"].values):
             _line(axis, sizes, nbytes / of_way[:, number] / 1e9, str(name), number)
@@ -55,10 +46,8 @@ def put(table: Table) -> Any:
 
 def signal(table: Table) -> Any:
     """Round trip of a row and a signal by the size of the row."""
-    from matplotlib import pyplot
-
     sizes = table.dims["row_bytes"].values
-    figure, axis = pyplot.subplots(figsize=(5.5, 3.8))
+    figure, axis = subplots(figsize=(5.5, 3.8))
     _line(axis, sizes, table.variables["round_trip"].values * 1e6, "put and signal")
     byte_axis(axis, sizes)
     axis.set(title="there and back between two blocks", xlabel="bytes of a row", ylabel="us", ylim=(0, None))
@@ -67,11 +56,9 @@ def signal(table: Table) -> Any:
 
 def gemm(table: Table) -> Any:
     """TFLOP/s over rows, and for each other kernel that was measured the ratio of its time to ours."""
-    from matplotlib import pyplot
-
     rows, names = table.dims["rows"].values, table.dims["kernel"].values
     times = table.variables["time"].values  # [kernel, rows, turn]
-    figure, axes = pyplot.subplots(1, len(names), figsize=(4.8 * len(names), 3.8), squeeze=False)
+    figure, axes = subplots(1, len(names), figsize=(4.8 * len(names), 3.8), squeeze=False)
     left = axes[0, 0]
     work = table.attributes["flops_a_row_of_every_expert"] * rows[:, None] / 1e12
     for number, name in enumerate(names):
@@ -83,18 +70,16 @@ def gemm(table: Table) -> Any:
         axis.axhline(1, color=GREY, linewidth=0.8, linestyle=":")
         axis.set(ylim=(0, None), ylabel=f"time of {name} / time of {names[0]}", title=f"against {name}")
     for axis in axes[0]:
-        _counts(axis, rows, "rows of each expert")
+        count_axis(axis, rows, "rows of each expert")
     figure.suptitle(table.attributes["shape"], fontsize=9, x=0.01, ha="left")
     return figure
 
 
 def layer(table: Table) -> Any:
     """Time of a call over tokens, and for each other way the ratio of its time to that of `aristos graph`."""
-    from matplotlib import pyplot
-
     tokens, names = table.dims["tokens"].values, [str(name) for name in table.dims["what"].values]
     times = table.variables["call_time"].values  # [tokens, what, turn]
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(9.6, 3.8))
+    figure, (left, right) = subplots(1, 2, figsize=(9.6, 3.8))
     for number, name in enumerate(names):
         _line(left, tokens, times[:, number] * 1e3, name, number)
     left.set(ylabel="ms, slowest rank", yscale="log", title="one call")
@@ -108,7 +93,7 @@ def layer(table: Table) -> Any:
     right.set(ylabel=f"time / time of {GRAPH}", ylim=(0, None), title=f"over {GRAPH}, turn by turn")
     right.legend()
     for axis in (left, right):
-        _counts(axis, tokens, "tokens per rank")
+        count_axis(axis, tokens, "tokens per rank")
     figure.suptitle(table.attributes["shape"], fontsize=9, x=0.01, ha="left")
     return figure
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from ...results import Table
 from ..disturbance import doubtful
-from .style import BLUE, GREEN, ORANGE, SKY, hatch, heat_map, legend, slowest
+from .style import BLUE, GREEN, ORANGE, SKY, hatch, heat_map, legend, slowest, subplots
 from .style import ecdf as draw_ecdf
 
 # (schedule, moves) of the suite -> label, colour
@@ -36,13 +36,11 @@ def _ways(table: Table, name: str) -> list[tuple[str, str, np.ndarray]]:
 
 def idle(table: Table) -> Any:
     """Median idle share by routing with whiskers to p95, and the median time of a call."""
-    from matplotlib import pyplot
-
     from ..suites.idle import idle_share
 
     patterns = table.dims["pattern"].values
     ways = _ways(table, "call_time")
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(12, 3.8))
+    figure, (left, right) = subplots(1, 2, figsize=(12, 3.8))
     place, width = np.arange(len(patterns)), 0.84 / len(ways)
     others = zip(_ways(table, "idle_time"), _ways(table, "core_share"))
     for w, ((_, colour, times), ((_, _, lost), (_, _, core))) in enumerate(zip(ways, others)):
@@ -73,12 +71,10 @@ def idle(table: Table) -> Any:
 
 def ecdf(table: Table) -> Any:
     """ECDFs of the slowest rank's time over its minimum, one panel per routing; the legend has p50 and p95."""
-    from matplotlib import pyplot
-
     patterns, ways = table.dims["pattern"].values, _ways(table, "call_time")
     columns = min(2, len(patterns))
     lines = -(-len(patterns) // columns)
-    figure, axes = pyplot.subplots(lines, columns, figsize=(4.7 * columns, 3.1 * lines), squeeze=False, sharey=True)
+    figure, axes = subplots(lines, columns, figsize=(4.7 * columns, 3.1 * lines), squeeze=False, sharey=True)
     for p, axis in zip(range(len(patterns)), axes.flat):
         most = 1.0
         for label, colour, times in ways:
@@ -98,12 +94,10 @@ def ecdf(table: Table) -> Any:
 
 def wait(table: Table) -> Any:
     """Heat maps of the mean wait of each rank for each other rank in a call: a column per routing, a row per way."""
-    from matplotlib import pyplot
-
     patterns, ways = table.dims["pattern"].values, _ways(table, "wait_time")
     most = max(float(np.nanmax(waits)) for *_, waits in ways) * 1e3
     size = (2.2 * len(patterns) + 1.2, 2.2 * len(ways) + 0.5)
-    figure, axes = pyplot.subplots(
+    figure, axes = subplots(
         len(ways), len(patterns), figsize=size, squeeze=False, layout="compressed", sharex=True, sharey=True
     )
     for (label, _, waits), line in zip(ways, axes):

@@ -8,7 +8,7 @@ import numpy as np
 
 from ...results import Table
 from ..disturbance import doubtful
-from .style import GREY, OF, hatch, legend, slowest
+from .style import GREY, OF, hatch, legend, slowest, subplots
 from .style import ecdf as draw_ecdf
 
 
@@ -17,8 +17,6 @@ def layer(table: Table) -> Any:
 
     Two more panels show the rate as a share of the FMA peak, and the overlap efficiency.
     """
-    from matplotlib import pyplot
-
     tokens, schedules = table.dims["tokens"].values, table.dims["schedule"].values
     raw = table.variables["call_time"].values
     times, marked = slowest(raw), doubtful(raw, table.variables["core_share"].values)  # [tokens, schedule, iteration]
@@ -30,7 +28,7 @@ def layer(table: Table) -> Any:
     alone = np.nanmedian(table.variables["experts_time"].values, axis=-1).max(axis=-1)
     width, count = 0.8 / len(schedules), len(tokens)
     ratios = [max(1.2, 2 / count)] * count + [0.6 + 0.8 * count] * 2
-    figure, axes = pyplot.subplots(1, count + 2, figsize=(1.6 * sum(ratios) + 1, 3.8), width_ratios=ratios)
+    figure, axes = subplots(1, count + 2, figsize=(1.6 * sum(ratios) + 1, 3.8), width_ratios=ratios)
     for s, schedule in enumerate(schedules):
         at = (s - (len(schedules) - 1) / 2) * width
         bar = {"width": width * 0.92, "color": OF[schedule]}
@@ -64,11 +62,9 @@ def layer(table: Table) -> Any:
 
 def ecdf(table: Table) -> Any:
     """ECDFs of the calls' times, one panel per token count."""
-    from matplotlib import pyplot
-
     tokens, schedules = table.dims["tokens"].values, table.dims["schedule"].values
     times = slowest(table.variables["call_time"].values) * 1e3
-    figure, axes = pyplot.subplots(1, len(tokens), figsize=(4.6 * len(tokens), 3.6), squeeze=False, sharey=True)
+    figure, axes = subplots(1, len(tokens), figsize=(4.6 * len(tokens), 3.6), squeeze=False, sharey=True)
     for t, axis in enumerate(axes[0]):
         for s, schedule in enumerate(schedules):
             draw_ecdf(axis, times[t, s], schedule, schedule)

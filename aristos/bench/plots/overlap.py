@@ -8,7 +8,7 @@ import numpy as np
 
 from ...results import Table
 from ..disturbance import doubtful
-from .style import OF, hollow, plain_log, slowest
+from .style import OF, hollow, plain_log, slowest, subplots
 
 
 def _medians(table: Table) -> np.ndarray:
@@ -35,13 +35,11 @@ def _rates(table: Table) -> list[str]:
 
 def _panels(table: Table, wide: float, more: float, ylabel: str, **style: Any) -> tuple[Any, Any, Any]:
     """(figure, its axes, the axes of each layer), five layers in a row. wide: inches of a layer. more: other inches."""
-    from matplotlib import pyplot
-
     count = len(table.dims["case"].values)
     columns = min(5, count)
     lines = -(-count // columns)
     size = (max(6.0, wide * columns + more), 2.3 * lines + more)
-    figure, axes = pyplot.subplots(lines, columns, figsize=size, squeeze=False, **style)
+    figure, axes = subplots(lines, columns, figsize=size, squeeze=False, **style)
     for axis in axes.flat[count:]:
         axis.set_visible(False)
     for axis in axes[:, 0]:

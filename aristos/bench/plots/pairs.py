@@ -9,7 +9,7 @@ import numpy as np
 from ...results import Table
 from ..fit import Fit, Segment, alpha_beta
 from ..pairs import bytes_text, medians
-from .style import BLUE, GREEN, GREY, ORANGE, RED, SKY, byte_axis, heat_map
+from .style import BLUE, GREEN, GREY, ORANGE, RED, SKY, byte_axis, heat_map, subplots
 
 # for each transport three colours: of the pairs and their median, of the fit, of single puts
 COLOURS = ((BLUE, RED, GREEN), (ORANGE, GREY, SKY))
@@ -47,10 +47,8 @@ def put(table: Table) -> Any:
 
     Lines: every pair's median, the median over pairs, and the alpha-beta fit of that. A bandwidth is the size over such
     a median, as in the table."""
-    from matplotlib import pyplot
-
     sizes = table.dims["size"].values
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(9.5, 4))
+    figure, (left, right) = subplots(1, 2, figsize=(9.5, 4))
     for text, pairs, (colour, fitted, single) in _transports(table):
         each, middle = medians(table.variables["latency"].values[pairs])
         fit = alpha_beta(sizes, middle)
@@ -73,10 +71,8 @@ def put(table: Table) -> Any:
 
 def put_heatmap(table: Table) -> Any:
     """Rank x rank: latency of the smallest put and bandwidth of the largest."""
-    from matplotlib import pyplot
-
     sizes = table.dims["size"].values
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(9, 4.4), layout="compressed")
+    figure, (left, right) = subplots(1, 2, figsize=(9, 4.4), layout="compressed")
     latency = _medians(table, "latency")[..., 0] * 1e6
     heat_map(figure, left, latency, f"put of {bytes_text(sizes[0])}", "latency (us)", "origin rank", "target rank")
     rate = sizes[-1] / _medians(table, "put_time")[..., -1] / 1e9
@@ -87,9 +83,7 @@ def put_heatmap(table: Table) -> Any:
 
 def signal(table: Table) -> Any:
     """Round trips by payload, and the message rate of one sender, for each transport."""
-    from matplotlib import pyplot
-
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(9.5, 4))
+    figure, (left, right) = subplots(1, 2, figsize=(9.5, 4))
     sizes, messages = table.dims["size"].values, table.dims["message_size"].values
     sized = sizes > 0
     for text, pairs, (colour, dotted, _) in _transports(table):
@@ -114,10 +108,8 @@ def signal(table: Table) -> Any:
 
 def signal_heatmap(table: Table) -> Any:
     """Rank x rank: round trip of 8 bytes and a signal."""
-    from matplotlib import pyplot
-
     sizes = table.dims["size"].values
-    figure, axis = pyplot.subplots(figsize=(4.8, 4.4), layout="compressed")
+    figure, axis = subplots(figsize=(4.8, 4.4), layout="compressed")
     at = int(np.argmax(sizes >= 8))
     trips = _medians(table, "round_trip")[..., at] * 1e6
     title = f"{bytes_text(sizes[at])} and a signal, there and back"

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from ...results import Table
+from .style import subplots
 
 TERMS = (("pi", "#4c72b0"), ("comm", "#dd8452"), ("all-reduce", "#55a868"))
 
@@ -16,13 +17,11 @@ def plan(table: Table) -> Any:
 
     Left: the prediction of Equation 1. Right: the measurement.
     """
-    from matplotlib import pyplot
-
     from ..suites.plan import terms
 
     v = {name: variable.values for name, variable in table.variables.items()}
     names, kappa = table.dims["plan"].values, table.attributes["kappa"]
-    figure, axis = pyplot.subplots(figsize=(max(7.0, 1.6 + 2.2 * len(names)), 3.8))
+    figure, axis = subplots(figsize=(max(7.0, 1.6 + 2.2 * len(names)), 3.8))
     for i in range(len(names)):
         times = [v[f"{what}_time"][i] for what in ("stage", "compute", "link", "allreduce", "mpi_allreduce")]
         measured = terms(kappa, *times)

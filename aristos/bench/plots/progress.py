@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from ...results import Table
-from .style import BLUE, GREEN, GREY, RED, byte_axis
+from .style import BLUE, GREEN, GREY, RED, byte_axis, subplots
 
 COLORS = {"waits": GREY, "computes": RED, "thread": BLUE, "worker": GREEN}
 
@@ -16,12 +16,10 @@ def progress(table: Table) -> Any:
     """Left: median time of a put and a flush by size, one line per mode.
 
     Right: the target's time under puts over its time without puts."""
-    from matplotlib import pyplot
-
     modes, sizes = list(table.dims["mode"].values), table.dims["size"].values
     puts = np.nanmedian(table.variables["put_time"].values, axis=(2, 3)) * 1e6  # [mode, size]
     spent = np.median(table.variables["compute_time"].values, axis=2)  # [mode, traffic]
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(9.5, 4))
+    figure, (left, right) = subplots(1, 2, figsize=(9.5, 4))
     for m, mode in enumerate(modes):
         left.plot(sizes, puts[m], "o-", color=COLORS[mode], markersize=3.5, label=f"target: {mode}")
         if mode in ("thread", "worker"):

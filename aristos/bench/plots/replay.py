@@ -7,18 +7,16 @@ from typing import Any
 import numpy as np
 
 from ...results import Table
-from .style import MARKS, OF, ecdf, slowest
+from .style import MARKS, OF, ecdf, slowest, subplots
 
 
 def replay(table: Table) -> Any:
     """Left: ECDF of all steps' times. Right: each step's median time against the rows of its busiest rank."""
-    from matplotlib import pyplot
-
     schedules = table.dims["schedule"].values
     times = table.variables["call_time"].values  # [schedule, rank, step, pass]
     steps = slowest(np.moveaxis(times, 1, 2)) * 1e3  # [schedule, step, pass]
     rows = table.variables["rows"].values.max(axis=1)
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(9.5, 3.8))
+    figure, (left, right) = subplots(1, 2, figsize=(9.5, 3.8))
     for s, schedule in enumerate(schedules):
         ecdf(left, steps[s].ravel(), schedule, schedule)
         middle = np.nanmedian(steps[s], axis=-1)

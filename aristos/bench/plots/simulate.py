@@ -9,7 +9,7 @@ import numpy as np
 from ...results import Table
 from . import idle
 from .any_table import COLOURS as OF_LINES
-from .style import BLUE, GREY, heat_map, legend
+from .style import BLUE, GREY, count_axis, heat_map, legend, subplots
 from .timeline import COLOURS
 
 MOST_LABELS = 24  # links whose names are written
@@ -17,10 +17,8 @@ MOST_LABELS = 24  # links whose names are written
 
 def ranks(table: Table) -> Any:
     """Where each rank's time went in the last call, and the rows of its experts over the mean."""
-    from matplotlib import pyplot
-
     share, rows = (table.variables[name].values for name in ("share", "rows"))
-    figure, (upper, lower) = pyplot.subplots(
+    figure, (upper, lower) = subplots(
         2, 1, figsize=(10, 4.6), sharex=True, height_ratios=[2.4, 1], layout="constrained"
     )
     place, under, used = np.arange(len(share)), np.zeros(len(share)), {}
@@ -47,11 +45,9 @@ def ranks(table: Table) -> Any:
 
 def links(table: Table) -> Any:
     """Left: MiB that each node put to each other node in a call. Right: the share of each link that was in use."""
-    from matplotlib import pyplot
-
     sent, in_use = table.variables["sent"].values / 2**20, table.variables["in_use"].values * 100
     names = [str(name) for name in table.dims["link"].values]
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4.6), layout="constrained")
+    figure, (left, right) = subplots(1, 2, figsize=(11, 4.6), layout="constrained")
     values = np.where(np.eye(len(sent)), np.nan, sent)
     heat_map(figure, left, values, "put in a call", "MiB", "node that puts", "to node")
     few = len(names) <= MOST_LABELS
@@ -69,11 +65,9 @@ def links(table: Table) -> Any:
 
 def what_if(table: Table) -> Any:
     """The time of a call with each change, and the share of the ranks' time without work."""
-    from matplotlib import pyplot
-
     changes = [str(each) for each in table.dims["change"].values]
     times, waits = (table.variables[name].values[:, 0] for name in ("call_time", "idle"))
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(10, 1.3 + 0.34 * len(changes)), sharey=True)
+    figure, (left, right) = subplots(1, 2, figsize=(10, 1.3 + 0.34 * len(changes)), sharey=True)
     colours = [GREY, *[BLUE] * (len(changes) - 1)]  # the first one is the base
     place = np.arange(len(changes))
     left.bar_label(left.barh(place, times * 1e3, color=colours), fmt="%.4g", fontsize=7.5, padding=2)
@@ -92,8 +86,6 @@ def what_if(table: Table) -> Any:
 
 def scaling(table: Table) -> Any:
     """The time of a call, the efficiency and the idle share, by the number of nodes, with a line for each change."""
-    from matplotlib import pyplot
-
     nodes = table.dims["nodes"].values
     rate = table.variables["tokens_per_s"].values / nodes
     panels = (
@@ -101,15 +93,13 @@ def scaling(table: Table) -> Any:
         ("tokens/s of a node (% of the first)", 100 * rate / rate[:, :1]),
         ("idle (% of the ranks' time)", 100 * table.variables["idle"].values),
     )
-    figure, axes = pyplot.subplots(1, len(panels), figsize=(12, 3.6))
+    figure, axes = subplots(1, len(panels), figsize=(12, 3.6))
     for axis, (what, values) in zip(axes, panels):
         for i, change in enumerate(table.dims["change"].values):
             colour = OF_LINES[i % len(OF_LINES)]
             axis.plot(nodes, values[i], "o-", color=colour, markersize=3.5, label=str(change))
-        axis.set_xscale("log", base=2)
-        axis.set_xticks(nodes, [str(each) for each in nodes])
-        axis.minorticks_off()
-        axis.set(xlabel="nodes", ylabel=what, ylim=(0, None))
+        count_axis(axis, nodes, "nodes")
+        axis.set(ylabel=what, ylim=(0, None))
     if len(table.dims["change"].values) > 1:
         axes[0].legend()
     title = f"{table.attributes['scaling']} scaling, {_title(table)}"

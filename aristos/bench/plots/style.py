@@ -40,6 +40,13 @@ OF = {
 MARKS = {"fused": "o", "bulk": "s", "one-sided": "o", "Alltoall": "^", "Alltoallv": "s", "aristos": "o", "BLAS": "s"}
 
 
+def subplots(lines: int = 1, columns: int = 1, **options: Any) -> tuple[Any, Any]:
+    """Matplotlib's function of that name. Matplotlib is imported here, so only to draw."""
+    from matplotlib import pyplot
+
+    return pyplot.subplots(lines, columns, **options)
+
+
 def footer(figure: Any, run: Run, table: Table) -> None:
     """Write in small print below a picture where its numbers are from, and how they were disturbed."""
     a, disturbed = run.attributes, table.attributes.get("disturbed", "")
@@ -120,6 +127,14 @@ def byte_axis(axis: Any, sizes: ArrayLike) -> None:
     axis.set_xscale("log", base=2)
     axis.set_xticks(ticks, [bytes_text(t) for t in ticks], rotation=30, ha="right")
     axis.minorticks_off()
+
+
+def count_axis(axis: Any, counts: np.ndarray, label: str) -> None:
+    """Make the x axis logarithmic, labelled with the counts."""
+    axis.set_xscale("log", base=2)
+    axis.set_xticks(counts, [str(n) for n in counts])
+    axis.minorticks_off()
+    axis.set_xlabel(label)
 
 
 def plain_log(axis: Any) -> None:

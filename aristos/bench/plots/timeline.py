@@ -11,7 +11,7 @@ from kernel_cache import regular
 
 from ...errors import ResultsError
 from .labels import label
-from .style import BLUE, GREEN, ORANGE, RED, SKY
+from .style import BLUE, GREEN, ORANGE, RED, SKY, subplots
 
 # kind of step -> colour; a bar is pale while its worker waits
 COLOURS = {
@@ -31,14 +31,13 @@ SPAN: dict[str, Any] = {"pid": int, "tid": int, "cat": str, "ts": float, "dur": 
 
 def timelines(files: list[str]) -> Any:
     """The figure with one panel per file, all on one time axis. Raises ResultsError if a file is no timeline."""
-    from matplotlib import pyplot
     from matplotlib.patches import Patch
 
     documents = [read(file) for file in files]
     if (count := sum(len(workers) for workers, *_ in documents)) > MOST_WORKERS:
         raise ResultsError(f"{', '.join(files)}: a picture shows at most {MOST_WORKERS} workers, got {count}")
     heights = [0.5 + 0.32 * len(workers) for workers, *_ in documents]
-    figure, axes = pyplot.subplots(
+    figure, axes = subplots(
         len(files), 1, figsize=(10, 0.9 + sum(heights)), sharex=True, squeeze=False, height_ratios=heights
     )
     used: set[str] = set()

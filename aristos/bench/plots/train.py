@@ -8,20 +8,18 @@ import numpy as np
 
 from ...results import Table
 from ..disturbance import doubtful
-from .style import BLUE, GREEN, GREY, ORANGE, hatch, slowest
+from .style import BLUE, GREEN, GREY, ORANGE, hatch, slowest, subplots
 
 
 def train(table: Table) -> Any:
     """Bars with the medians of a step's parts, for each token count and `save`, and a dot for every step."""
-    from matplotlib import pyplot
-
     parts = list(table.dims["part"].values)
     cases = [(tokens, save) for tokens in table.dims["tokens"].values for save in table.dims["save"].values]
     raw = table.variables["time"].values
     times = slowest(raw) * 1e3  # [tokens, save, part, iteration]
     marked = doubtful(raw[:, :, parts.index("step")], table.variables["core_share"].values).ravel()
     times = times.reshape(len(cases), *times.shape[2:])
-    figure, axes = pyplot.subplots(1, len(cases), figsize=(3.2 * len(cases) + 1, 3.6), squeeze=False)
+    figure, axes = subplots(1, len(cases), figsize=(3.2 * len(cases) + 1, 3.6), squeeze=False)
     for c, axis in enumerate(axes[0]):
         for p, color in enumerate((BLUE, ORANGE, GREEN, GREY)):
             here = times[c, p][~np.isnan(times[c, p])]
