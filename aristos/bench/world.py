@@ -117,27 +117,21 @@ class World:
 
     def allgather(self, value: Any) -> list[Any]:
         """The values of all ranks, on every rank. Collective."""
-        if self.comm is None:
-            return [value]
-        self.barrier()
-        with self.bounded("allgather"):
-            return self.comm.allgather(value)
+        return [value] if self.comm is None else self._collective("allgather", value)
 
     def gather(self, value: Any) -> list[Any]:
         """The values of all ranks on rank 0, an empty list elsewhere. Collective."""
-        if self.comm is None:
-            return [value]
-        self.barrier()
-        with self.bounded("gather"):
-            return self.comm.gather(value, root=0) or []
+        return [value] if self.comm is None else self._collective("gather", value) or []
 
     def bcast(self, value: Any) -> Any:
         """Rank 0's value, on every rank. Collective."""
-        if self.comm is None:
-            return value
+        return value if self.comm is None else self._collective("bcast", value)
+
+    def _collective(self, name: str, value: Any) -> Any:
+        """The result of a collective of pickled values, from or to rank 0. It starts when all ranks are there."""
         self.barrier()
-        with self.bounded("bcast"):
-            return self.comm.bcast(value, root=0)
+        with self.bounded(name):
+            return getattr(self.comm, name)(value)
 
     def send(self, value: Any, peer: int, what: str) -> None:
         """Send a small value to one rank, which calls `receive`. what: the value in words, for an error's message.
