@@ -5,7 +5,7 @@ Colours have names here; the page's script gives them values for light and dark 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -67,13 +67,7 @@ def times(table: Table, name: str, rows: list[Row]) -> Figure | None:
                 "name": label(line or name),
                 "x": [_x(table.dims[dims[x]], row.place[x], category) for row in of],
                 "y": middle,
-                "error_y": {
-                    "type": "data",
-                    "array": [max(0.0, h - m) for m, h in zip(middle, high)],
-                    "arrayminus": [max(0.0, m - w) for m, w in zip(middle, low)],
-                    "thickness": 1,
-                    "width": 3,
-                },
+                "error_y": _whiskers(middle, low, high, thickness=1, width=3),
                 "marker": {
                     "size": 8,
                     "symbol": [SYMBOLS[number % len(SYMBOLS)] + ("-open" if row.disturbed else "") for row in of],
@@ -106,6 +100,7 @@ def ratios(rows: list[Compared]) -> Figure:
     for word, (colour, symbol) in LOOKS.items():
         of = [(i, row) for i, row in enumerate(rows) if row.word == word]
         if of:
+            ends = [(row.ratio, row.low or row.ratio, row.high or row.ratio) for _, row in of]
             traces.append(
                 {
                     "type": "scatter",
@@ -113,14 +108,7 @@ def ratios(rows: list[Compared]) -> Figure:
                     "name": word,
                     "x": [row.ratio for _, row in of],
                     "y": [i for i, _ in of],
-                    "error_x": {
-                        "type": "data",
-                        "array": [(row.high or row.ratio) - row.ratio for _, row in of],
-                        "arrayminus": [row.ratio - (row.low or row.ratio) for _, row in of],
-                        "thickness": 1.5,
-                        "width": 0,
-                        "color": colour,
-                    },
+                    "error_x": _whiskers(*zip(*ends), thickness=1.5, width=0, color=colour),
                     "marker": {"size": 9, "symbol": symbol, "color": colour},
                     "text": [label(f"{name(row)}: {row.ratio:.3f} {row.why}") for _, row in of],
                     "hovertemplate": "%{text}",
@@ -138,6 +126,12 @@ def ratios(rows: list[Compared]) -> Figure:
         "showlegend": True,
     }
     return {"data": traces, "layout": layout, "height": 150 + 19 * len(rows), "left_out": left_out}
+
+
+def _whiskers(middle: Sequence[float], low: Sequence[float], high: Sequence[float], **look: Any) -> dict[str, Any]:
+    """The lines from low to high through the marks at `middle`."""
+    up, down = ([max(0.0, a - b) for a, b in zip(*ends)] for ends in ((high, middle), (middle, low)))
+    return {"type": "data", "array": up, "arrayminus": down, **look}
 
 
 def name(row: Compared) -> str:
