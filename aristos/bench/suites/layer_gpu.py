@@ -26,7 +26,7 @@ from ..gpu.clock import BenchGpu, ratio_values
 from ..gpu.rival import CHAINS, Rival, rival_or_why
 from ..measure import Statistics, gathered, padded
 from ..registry import gpu_suite
-from ..workload import Call, Workload, routed_call
+from ..workload import Workload, routed_call
 
 CALLED, GRAPH = "aristos", "aristos graph"
 LAUNCH_SHARE = 0.1  # the share of the suite's time for measuring the cost of launches
@@ -46,18 +46,21 @@ COLUMNS = (
 
 
 class Rivals:
-    """The calls that are compared for one token count (layer, its graph, chains). Making a `Rivals` is collective.
+    """The ways of one call that are compared: the layer's graph and the chains. Making a `Rivals` is collective.
 
-    worst: name -> largest error that `check` has found.
+    called: whether the plain call of the layer is compared too. worst: name -> largest error that `check` has found.
     """
 
-    def __init__(self, gpu: BenchGpu, work: Workload, moe: Any, call: Call, rival: Rival | None) -> None:
-        self.played = played = Played(gpu, work, moe, call)
-        self.rows, self.work = played.rows, work
+    def __init__(self, played: Played, rival: Rival | None, called: bool = False) -> None:
+        self.played, self.work = played, played.work
         self.chains = rival.chains(played) if rival is not None else {}
-        self.calls: dict[str, Any] = {CALLED: played, GRAPH: played.graph()}
-        self.calls |= {name: chain.call for name, chain in self.chains.items()}
+        self.own: dict[str, Any] = ({CALLED: played} if called else {}) | {GRAPH: played.graph()}
         self.worst: dict[str, float] = {}
+
+    @property
+    def calls(self) -> dict[str, Any]:
+        """Functions that launch the call, by name."""
+        return self.own | {name: chain.call for name, chain in self.chains.items()}
 
     @property
     def wrong(self) -> list[str]:
@@ -117,7 +120,7 @@ def run(ctx: Context, gpu: BenchGpu) -> Result:
     done, launched = [], []
     for i, tokens in enumerate(shape.tokens):
         ctx.report(f"{tokens} tokens", i / len(shape.tokens))
-        rivals = Rivals(gpu, work, moe, routed_call(ctx, work, tokens), rival)
+        rivals = Rivals(Played(gpu, work, moe, routed_call(ctx, work, tokens)), rival, called=True)
         rivals.check()
         share = ctx.left() / (len(shape.tokens) - i)
         found = gpu.in_turns(rivals.calls, (1 - LAUNCH_SHARE) * share, ctx.options.warmup, ctx.options.iters)
@@ -154,7 +157,7 @@ def _record(
         **summary.values_in("us"),
         "tokens_per_s": tokens * world / summary.median,
         "turns": len(times),
-        "tflops_per_rank": float(rivals.rows.sum()) * work.flops_per_row / world / summary.median / 1e12,
+        "tflops_per_rank": float(rivals.played.rows.sum()) * work.flops_per_row / world / summary.median / 1e12,
     }
     if name == GRAPH and chain is not None:
         record |= ratio_values("speedup", times, chain)

@@ -24,12 +24,12 @@ from ...results import Table
 from ..context import ERROR_AND_CHECK, Column, Context, Result, Sheet, counted, ratio_columns
 from ..gpu.calls import Played, sample
 from ..gpu.clock import BenchGpu, ratio_values
-from ..gpu.rival import Chain, Rival, rival_or_why
+from ..gpu.rival import Rival, rival_or_why
 from ..measure import Statistics, gathered, no_gc, rotated
 from ..registry import gpu_suite
 from ..routing import busiest_over_mean
 from ..workload import Call, Workload
-from .layer_gpu import GRAPH, compared, fastest, verdict
+from .layer_gpu import GRAPH, Rivals, compared, fastest, verdict
 from .replay import MOST_PASSES, MOST_STEPS, most_tokens, step_call
 
 CHECKED = 4  # tokens per step that the oracle computes
@@ -53,32 +53,18 @@ COLUMNS = (
 
 
 @dataclass
-class Step:
-    """One recorded step on this rank. graph: a function that launches the layer's call."""
-
-    played: Played
-    layer: int
-    graph: Any
-    chains: dict[str, Chain]
-
-    @property
-    def calls(self) -> dict[str, Any]:
-        """Functions that launch the step, by name."""
-        return {GRAPH: self.graph} | {name: chain.call for name, chain in self.chains.items()}
-
-
-@dataclass
 class GpuPhase:
     """One phase. times: name -> [world, step, pass] seconds.
 
-    tokens: [step] how many tokens all ranks have. rows: [step, world] how many rows each rank's experts compute.
+    layers: [step] the recorded layer. tokens: [step] how many tokens all ranks have. rows: [step, world] how many rows
+    each rank's experts compute.
     """
 
     name: str
-    steps: list[Step]
+    steps: list[Rivals]
+    layers: list[int]
     tokens: np.ndarray
     rows: np.ndarray
-    errors: dict[str, float] = field(default_factory=dict)
     times: dict[str, np.ndarray] = field(default_factory=dict)
 
     @property
@@ -89,12 +75,14 @@ class GpuPhase:
         return {name: " or ".join(dict.fromkeys(used for other, used in chains if other == name)) for name in names}
 
     def check(self) -> None:
-        """Check every step. `errors` keeps the largest error of each name. Collective."""
+        """Check every step. Collective."""
         for step in self.steps:
-            for name, call in step.calls.items():
-                out = step.chains[name].out if name in step.chains else step.played.y
-                error = step.played.error(call, out)
-                self.errors[name] = max(self.errors.get(name, 0.0), error)
+            step.check()
+
+    @property
+    def errors(self) -> dict[str, float]:
+        """The largest error of each name."""
+        return {name: max(step.worst[name] for step in self.steps) for name in self.steps[0].worst}
 
 
 @gpu_suite(
@@ -143,16 +131,15 @@ def _phase(
     truth = work.oracle(_joined(few))
     cuts = np.cumsum([len(call.x) for call in few])[:-1]
     steps = []
-    for i, (call, layer, wanted) in enumerate(zip(calls, layers, np.split(truth, cuts))):
+    for i, (call, wanted) in enumerate(zip(calls, np.split(truth, cuts))):
         ctx.report(f"{name}, step {i + 1} of {count}", 0.0)
-        played = Played(gpu, work, moe, call, CHECKED, wanted)
-        steps.append(Step(played, layer, played.graph(), rival.chains(played) if rival is not None else {}))
+        steps.append(Rivals(Played(gpu, work, moe, call, CHECKED, wanted), rival))
     whole = set.intersection(*(set(step.chains) for step in steps))
     for step in steps:  # a chain that failed in a step is left out, because passes are compared
         step.chains = {what: chain for what, chain in step.chains.items() if what in whole}
     tokens = np.sum(ctx.world.allgather([len(call.x) for call in calls]), axis=0)
     rows = np.array([np.bincount(work.placement, step.played.rows, ctx.world.size) for step in steps])
-    phase = GpuPhase(name, steps, tokens, rows.astype(np.int64))
+    phase = GpuPhase(name, steps, layers, tokens, rows.astype(np.int64))
     phase.check()
     return phase
 
@@ -225,6 +212,6 @@ def _table(ctx: Context, phase: GpuPhase, notes: list[str]) -> Table:
     times = [phase.times[name] for name in names]
     table.add("call_time", ("what", "rank", "step", "pass"), times, "s", "one call on one rank, by events")
     table.add("tokens", "step", phase.tokens, "1", "tokens of all ranks")
-    table.add("layer", "step", [step.layer for step in phase.steps], "1", "recorded layer whose routing the step has")
+    table.add("layer", "step", phase.layers, "1", "recorded layer whose routing the step has")
     table.add("rows", ("step", "rank"), phase.rows, "1", "rows the rank's experts compute")
     return table.add("error", "what", [phase.errors[name] for name in names], "1", "largest error against float64")
