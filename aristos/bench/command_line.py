@@ -6,7 +6,9 @@ The module does not start MPI, so `--help` and usage errors are quick.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 from pathlib import Path
+from typing import get_args
 
 from .. import models
 from .._version import __version__
@@ -62,9 +64,7 @@ def make_parser(prog: str = "python -m aristos.bench") -> argparse.ArgumentParse
     shape.add_argument(
         "--dtype", choices=list(ROW_TYPES), help="type of rows and weights (float32; bfloat16 with --backend cuda)"
     )
-    shape.add_argument(
-        "--precision", choices=PRECISIONS, default="highest", help="precision of float32 products (%(default)s)"
-    )
+    shape.add_argument("--precision", choices=PRECISIONS, help="precision of float32 products (%(default)s)")
     shape.add_argument(
         "--routing",
         metavar="FILE.npz|NAME",
@@ -84,11 +84,10 @@ def make_parser(prog: str = "python -m aristos.bench") -> argparse.ArgumentParse
         "--levels",
         type=int,
         choices=(1, 2),
-        default=1,
         help="levels of the wire between nodes, for fused calls and for bulk's all-to-all (%(default)s)",
     )
     run.add_argument("--iters", type=positive, metavar="N", help="timed calls (default: as many as fit the time)")
-    run.add_argument("--warmup", type=not_negative, default=2, metavar="N", help="calls before timing (%(default)s)")
+    run.add_argument("--warmup", type=not_negative, metavar="N", help="calls before timing (%(default)s)")
     run.add_argument(
         "--seconds",
         type=seconds,
@@ -96,44 +95,28 @@ def make_parser(prog: str = "python -m aristos.bench") -> argparse.ArgumentParse
         help="time for all suites together; every row gets a few calls, even if they need more time",
     )
     run.add_argument("--timeout", type=seconds, metavar="S", help="the longest wait in a call (default: MoE's timeout)")
-    run.add_argument(
-        "--seed", type=not_negative, default=0, metavar="N", help="seed of tokens and weights (%(default)s)"
-    )
-    run.add_argument(
-        "--schedule",
-        choices=("both", "fused", "bulk"),
-        default="both",
-        help="schedules of the layer to measure (%(default)s)",
-    )
+    run.add_argument("--seed", type=not_negative, metavar="N", help="seed of tokens and weights (%(default)s)")
+    schedules = ("both", "fused", "bulk")
+    run.add_argument("--schedule", choices=schedules, help="schedules of the layer to measure (%(default)s)")
     run.add_argument(
         "--moves",
         choices=MOVES,
-        default="auto",
         help="what a fused call sends within a node, in suites layer and replay and with --timeline (%(default)s)",
     )
     run.add_argument(
         "--backend",
-        choices=("cpu", "cuda"),
-        default="cpu",
+        choices=get_args(Backend),
         help="where the ranks compute; cuda: one GPU per rank, the suites for GPUs, full widths (%(default)s)",
     )
     links = parser.add_argument_group("emulated links (suite overlap)")
-    links.add_argument(
-        "--alpha", type=latencies, default=Options.alpha, metavar="T,..", help="latencies to emulate (2us,50us,1ms)"
-    )
-    links.add_argument(
-        "--rate", type=bandwidths, default=Options.rate, metavar="R,..", help="bandwidths to emulate (100,25,10,1GB/s)"
-    )
+    links.add_argument("--alpha", type=latencies, metavar="T,..", help="latencies to emulate (2us,50us,1ms)")
+    links.add_argument("--rate", type=bandwidths, metavar="R,..", help="bandwidths to emulate (100,25,10,1GB/s)")
     output = parser.add_argument_group("output")
     output.add_argument("--json", action="store_true", help="print JSON instead of tables")
-    output.add_argument(
-        "--out",
-        default="aristos-results.h5",
-        metavar="FILE.h5",
-        help="results file to append to; 'none': write no file",
-    )
+    output.add_argument("--out", metavar="FILE.h5", help="results file to append to; 'none': write no file")
     output.add_argument("--watch", action="store_true", help="live bars on stderr: the last calls of every rank")
     output.add_argument("--timeline", metavar="FILE.json", help="write a Perfetto timeline of one call on every rank")
+    parser.set_defaults(**dataclasses.asdict(Options()))
     return parser
 
 
