@@ -34,12 +34,9 @@ def exit_code(name: str, command: Callable[[], int]) -> int:
     except KeyboardInterrupt:
         print(f"{name}: interrupted", file=sys.stderr)
         return INTERRUPTED
-    except InputError as why:
-        print(f"{name}: {shown(str(why))}", file=sys.stderr)
-        return USAGE
     except AristosError as why:
         print(f"{name}: {shown(str(why))}", file=sys.stderr)
-        return ENVIRONMENT
+        return USAGE if isinstance(why, InputError) else ENVIRONMENT
     except OSError as why:
         stdout = why.filename is None  # the error of any other file has the file's name
         print(f"{name}: {'stdout cannot be written: ' if stdout else ''}{shown(str(why))}", file=sys.stderr)

@@ -10,7 +10,7 @@ import json
 import sys
 from collections.abc import Iterable
 from dataclasses import MISSING, fields, is_dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from kernel_cache.texts import ranges
 
@@ -22,6 +22,7 @@ from ._listing import wrapped
 
 SUMMARY = "which layers of a model directory run, and the bytes a rank needs: aristos inspect MODEL_DIR"
 PROBLEMS, USAGE = 1, 2
+T = TypeVar("T")
 RANKS = (1, 2, 4, 8, 16, 32, 64)
 
 
@@ -85,9 +86,7 @@ def examine(asked: argparse.Namespace) -> dict[str, Any]:
                     notes[number] = "; ".join(filter(None, [note, f"its experts cannot stay packed: {why}"]))
         if problem:
             problems[number] = problem
-    kinds: dict[Any, list[int]] = {}
-    for number, cfg in configs.items():
-        kinds.setdefault(cfg, []).append(number)
+    kinds = grouped(configs)
     return {
         "path": str(checkpoint.path),
         "model_type": checkpoint.model_type,
@@ -119,18 +118,18 @@ def weights(configs: dict[int, Any], packed: dict[int, Any], ranks: list[int] | 
     """
     if not any(packed.values()):
         return None
-    found: dict[str, Any] = {"types": {}, "packed": 0, "expanded": 0, "bytes": {}}
-    kinds: dict[Any, list[int]] = {}
+    types = grouped({number: str(kind or WEIGHT_TYPES[configs[number].dtype]) for number, kind in packed.items()})
+    found: dict[str, Any] = {"types": types, "packed": 0, "expanded": 0, "bytes": {}}
+    kinds: dict[int, Any] = {}
     for number, kind in packed.items():
         cfg = configs[number]
         plain = WEIGHT_TYPES[cfg.dtype]
-        found["types"].setdefault(str(kind or plain), []).append(number)
         for key, each in (("packed", kind or plain), ("expanded", plain)):
             wide = each.nbytes(cfg.hidden, cfg.ffn) * (2 if cfg.gated else 1)
             found[key] += cfg.experts * (wide + each.nbytes(cfg.ffn, cfg.hidden))
         if cfg.dtype in PACKED_ROWS:
-            kinds.setdefault(replace(cfg, weight_dtype=kind), []).append(number)
-    found["bytes"] = memory(kinds, ranks)
+            kinds[number] = replace(cfg, weight_dtype=kind)
+    found["bytes"] = memory(grouped(kinds), ranks)
     return found
 
 
@@ -196,9 +195,9 @@ def gib(sizes: Iterable[int]) -> str:
     return " ".join(f"{size / 2**30:9.3f}" for size in sizes)
 
 
-def grouped(texts: dict[int, str]) -> dict[str, list[int]]:
-    """For each text, the layers that have it."""
-    groups: dict[str, list[int]] = {}
-    for number, text in texts.items():
-        groups.setdefault(text, []).append(number)
+def grouped(values: dict[int, T]) -> dict[T, list[int]]:
+    """For each value, the layers that have it."""
+    groups: dict[T, list[int]] = {}
+    for number, value in values.items():
+        groups.setdefault(value, []).append(number)
     return groups

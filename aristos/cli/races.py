@@ -50,6 +50,10 @@ def main(argv: list[str]) -> int:
         world = connect()
     except EnvironmentProblem as why:
         return launch_environment.complain(f"aristos races: {why}", ENVIRONMENT)
+
+    def refuse(why: str, code: int) -> int:
+        return launch_environment.complain(f"aristos races: {why}", code, world.lead)
+
     cases = {case.name: case for case in run.CASES}
     bugs = {bug.name: bug for bug in planted.ALL}
     asked_for: list[tuple[str | None, dict[str, Any]]] = [(name, cases) for name in asked.case or []]
@@ -60,12 +64,9 @@ def main(argv: list[str]) -> int:
                 if world.lead:
                     print(lines)
                 return FINE
-            return launch_environment.complain(
-                f"aristos races: {name!r} is unknown; known are\n{lines}", USAGE, world.lead
-            )
+            return refuse(f"{name!r} is unknown; known are\n{lines}", USAGE)
     if world.comm is None or len(set(world.hosts)) > 1:
-        text = "start this command under mpirun, on one machine: mpirun -n 2 aristos races"
-        return launch_environment.complain(f"aristos races: {text}", ENVIRONMENT, world.lead)
+        return refuse("start this command under mpirun, on one machine: mpirun -n 2 aristos races", ENVIRONMENT)
     tries = [(case, 0) for case in run.CASES if (case.name in asked.case if asked.case else case.ranks <= world.size)]
     if asked.planted is not None:
         possible = [name for name, bug in bugs.items() if cases[bug.wants].ranks <= world.size]
@@ -76,8 +77,8 @@ def main(argv: list[str]) -> int:
         tries = [(cases[bugs[name].wants], planted.NUMBERS[name]) for name in names]
     if more := [case for case, _ in tries if case.ranks > world.size]:
         needed = more[0].ranks
-        text = f"case {more[0].name} needs {needed} ranks, got {world.size}: mpirun -n {needed} aristos races"
-        return launch_environment.complain(f"aristos races: {text}", USAGE, world.lead)
+        what = f"case {more[0].name} needs {needed} ranks, got {world.size}"
+        return refuse(f"{what}: mpirun -n {needed} aristos races", USAGE)
     bug_of = {0: "", **{number: name for name, number in planted.NUMBERS.items()}}
     results, unread = [], 0
     for result in run.make_all(world.comm, tries, asked.calls, asked.seed):
