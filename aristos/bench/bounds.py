@@ -41,13 +41,18 @@ def _together(world: World, threads: int, rate: Callable[[float], float], second
         rates[i] = rate(seconds)
 
     world.barrier()
-    others = [threading.Thread(target=worker, args=(i,)) for i in range(1, threads)]
+    at_once(threads, worker)
+    return sum(rates)
+
+
+def at_once(threads: int, work: Callable[[int], None]) -> None:
+    """Run work(0) to work(threads - 1) at once, each in a thread, the first one in this thread."""
+    others = [threading.Thread(target=work, args=(i,)) for i in range(1, threads)]
     for thread in others:
         thread.start()
-    worker(0)
+    work(0)
     for thread in others:
         thread.join()
-    return sum(rates)
 
 
 def read_bandwidth(seconds: float = 0.3, nbytes: int = 256 << 20) -> float:

@@ -155,6 +155,11 @@ CALLS_TO_CHECK = (Column("iterations", "calls", "d"), *ERROR_AND_CHECK)  # the l
 TURNS_TO_CHECK = (Column("turns", "turns", "d"), *ERROR_AND_CHECK)  # the last columns of most suites on GPUs
 
 
+def time_columns(unit: str, form: str, *more: str) -> tuple[Column, ...]:
+    """The columns of a median and of `more` ("p95", "p99"), as `Statistics.values_in` names them."""
+    return tuple(Column(f"{name}_{unit}", f"{name}\n{unit}", form) for name in ("median", *more))
+
+
 def ratio_columns(key: str, title: str, form: str) -> tuple[Column, ...]:
     """Three columns: the median of a ratio over turns, and its 5 and 95 % quantiles (`gpu.clock.ratio_values`)."""
     return Column(key, title, form), Column(f"{key}_low", "5 %", form), Column(f"{key}_high", "95 %", form)

@@ -10,7 +10,6 @@ slower after that is reported as a fault. Links between GPUs are not measured; t
 from __future__ import annotations
 
 import os
-import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -28,6 +27,7 @@ from ..topology.table import from_table, link_class, place
 from ..topology.visible import visible
 from ..transport.capacity import free_memory, machine
 from . import fit
+from .bounds import at_once
 from .pairs import PROBE, Pairs, Side, schedule, slot_bytes
 from .timed_puts import cell, landed
 from .world import World
@@ -301,11 +301,8 @@ def _rates(world: World, ranks: list[RankPlace]) -> list[float | None]:
 
     world.barrier()
     started = time.perf_counter()
-    others = [threading.Thread(target=work, args=(i,)) for i in range(threads)]
-    for each in others:
-        each.start()
-    for each in others:
-        each.join()
+    if threads:
+        at_once(threads, work)
     took = time.perf_counter() - started
     rate = sum(calls) * 4.0 * ROWS * HIDDEN * FFN / took / 1e9 if threads else None
     return world.allgather(rate)

@@ -26,7 +26,7 @@ import numpy as np
 
 from ...results import Table
 from .. import bounds
-from ..context import CALLS_TO_CHECK, VERDICTS, Column, Context, Result, Sheet, counted
+from ..context import CALLS_TO_CHECK, VERDICTS, Column, Context, Result, Sheet, counted, time_columns
 from ..disturbance import CORE_SHARE, mark
 from ..measure import Statistics, Times, in_turns, padded
 from ..ran import of_layer
@@ -39,8 +39,7 @@ COLUMNS = (
     Column("tokens", "tokens\n/rank", "d"),
     Column("busiest_over_mean", "busiest\nrank /\nmean\nrows", ".2f"),
     Column("schedule", "schedule"),
-    Column("median_ms", "median\nms", ".3f"),
-    Column("p95_ms", "p95\nms", ".3f"),
+    *time_columns("ms", ".3f", "p95"),
     Column("tokens_per_s", "tokens/s", ",.0f"),
     Column("share_of_peak", "of FMA\npeak", ".0%"),
     Column("overlap_efficiency", "overlap\neffi-\nciency", ".0%"),

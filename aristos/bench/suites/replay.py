@@ -22,7 +22,7 @@ import numpy as np
 from ...errors import InputError
 from ...models import with_max_tokens
 from ...results import Table
-from ..context import ERROR_AND_CHECK, VERDICTS, Column, Context, Result, Sheet, counted
+from ..context import ERROR_AND_CHECK, VERDICTS, Column, Context, Result, Sheet, counted, time_columns
 from ..disturbance import CORE_SHARE, mark
 from ..measure import Statistics, in_order, rotated
 from ..ran import of_layer
@@ -42,9 +42,7 @@ COLUMNS = (
     Column("busiest_median", "busiest\nrank /\nmean\nmedian", ".2f"),
     Column("busiest_most", "most", ".2f"),
     Column("schedule", "schedule"),
-    Column("median_ms", "median\nms", ".3f"),
-    Column("p95_ms", "p95\nms", ".3f"),
-    Column("p99_ms", "p99\nms", ".3f"),
+    *time_columns("ms", ".3f", "p95", "p99"),
     Column("tokens_per_s", "tokens/s", ",.0f"),
     Column("speedup_over_bulk", "against\nbulk", ".2f"),
     *ERROR_AND_CHECK,

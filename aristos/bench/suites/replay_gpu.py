@@ -21,7 +21,7 @@ import numpy as np
 from ...errors import InputError
 from ...models import with_max_tokens
 from ...results import Table
-from ..context import ERROR_AND_CHECK, Column, Context, Result, Sheet, counted, ratio_columns
+from ..context import ERROR_AND_CHECK, Column, Context, Result, Sheet, counted, ratio_columns, time_columns
 from ..gpu.calls import Played, sample
 from ..gpu.clock import BenchGpu, ratio_values
 from ..gpu.rival import Rival, rival_or_why
@@ -41,9 +41,7 @@ COLUMNS = (
     Column("busiest_median", "busiest rank / mean\nmedian", ".2f"),
     Column("busiest_most", "most", ".2f"),
     Column("what", "what"),
-    Column("median_us", "median\nus", ".1f"),
-    Column("p95_us", "p95\nus", ".1f"),
-    Column("p99_us", "p99\nus", ".1f"),
+    *time_columns("us", ".1f", "p95", "p99"),
     Column("tokens_per_s", "tokens/s", ",.0f"),
     *ratio_columns("speedup", "against\nchain", ".2f"),
     Column("passes", "passes", "d"),

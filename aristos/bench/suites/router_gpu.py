@@ -19,7 +19,7 @@ from ... import reference
 from ...errors import EnvironmentProblem
 from ...results import Table
 from ...row_types import BY_KIND, KINDS, ROW_TYPES
-from ..context import TURNS_TO_CHECK, VERDICTS, WRONG_RIVAL, Column, Context, Result, Sheet, ratio_columns
+from ..context import TURNS_TO_CHECK, VERDICTS, WRONG_RIVAL, Column, Context, Result, Sheet, ratio_columns, time_columns
 from ..gpu.clock import BenchGpu, GpuArray, ratio_values
 from ..gpu.rival import FAILURES, TorchGpu, said
 from ..measure import Statistics, padded
@@ -36,8 +36,7 @@ Found = dict[tuple[str, str], np.ndarray]  # seconds of the turns, by side and s
 COLUMNS = (
     Column("tokens", "tokens", "d"),
     Column("what", "what"),
-    Column("median_us", "median\nus", ".1f"),
-    Column("p95_us", "p95\nus", ".1f"),
+    *time_columns("us", ".1f", "p95"),
     Column("torch_us", "PyTorch\nus", ".1f"),
     *ratio_columns("speedup", "against\nPyTorch", ".2f"),
     *TURNS_TO_CHECK,
