@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..bench.plots import choose
+from ..bench.plots import choose, runs_of
 from ..errors import InputError
-from ..results import Run, load
+from ..results import Run
 
 
 @dataclass(frozen=True)
@@ -25,20 +25,12 @@ class Side:
         return ", ".join(run.name for run in self.runs)
 
 
-def whole(file: str) -> Side:
-    """All runs of a file. Raises InputError if it holds none."""
-    runs = load(file).runs
-    if not runs:
-        raise InputError(f"{file} holds no run: run `python -m aristos.bench --out {file}` first")
-    return Side(file, tuple(runs))
-
-
 def each(files: list[str], every: bool) -> list[Side]:
     """The last run of each file, or the last two runs of a single file. every: whether to take all runs of each file.
 
     Raises InputError if a file holds no run.
     """
-    sides = [whole(file) for file in files]
+    sides = [Side(file, tuple(runs_of(file))) for file in files]
     if every:
         return sides
     count = 2 if len(files) == 1 else 1
@@ -50,16 +42,10 @@ def two(files: list[str], names: list[str], every: bool = False) -> tuple[Side, 
 
     every: whether to take all runs of each of two files. Raises InputError if there are no such runs.
     """
-    if every:
-        first, second = each(files, every)
-        return first, second
-    if names or len(files) == 2:
-        chosen = zip((files[0], files[-1]), names or (None, None))
-        first, second = (Side(file, (choose(file, name),)) for file, name in chosen)
-        return first, second
-    runs = load(files[0]).runs
-    if len(runs) < 2:
-        raise InputError(
-            f"{files[0]} holds {len(runs)} run{'s' * (len(runs) != 1)}: give a second file to compare with"
-        )
-    return Side(files[0], (runs[-2],)), Side(files[0], (runs[-1],))
+    if names:
+        found = [Side(file, (choose(file, name),)) for file, name in zip((files[0], files[-1]), names)]
+    else:
+        found = each(files, every)
+    if len(found) < 2:
+        raise InputError(f"{files[0]} holds 1 run: give a second file to compare with")
+    return found[0], found[1]

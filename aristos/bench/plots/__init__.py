@@ -165,14 +165,20 @@ def _figures(table: Table) -> dict[str, Any]:
     return {table.name: any_table.any_table(table)}
 
 
+def runs_of(file: str) -> list[Run]:
+    """The runs of a file. Raises InputError if it holds none."""
+    runs = load(file).runs
+    if not runs:
+        raise InputError(f"{file} holds no run: run `python -m aristos.bench --out {file}` first")
+    return runs
+
+
 def choose(file: str, run: str | None) -> Run:
     """The run of a file with the name `run`, else the only run whose name begins with `run`; for None the last run.
 
     Raises InputError if the file has no such run, or several.
     """
-    runs = load(file).runs
-    if not runs:
-        raise InputError(f"{file} holds no run: run `python -m aristos.bench --out {file}` first")
+    runs = runs_of(file)
     if run is None:
         return runs[-1]
     found = [r for r in runs if r.name == run] or [r for r in runs if r.name.startswith(run)]
