@@ -22,6 +22,8 @@ from .disturbance import ENOUGH, FEW, Guard, mark
 from .world import World
 
 Seconds = NDArray[np.float64]
+Calls = dict[str, Callable[[], object]]  # by name
+After = Callable[[str, int, float], None]  # (name of a call, iteration, seconds)
 
 FEWEST = 4  # the fewest timed iterations, even if time is short
 MOST = 2000
@@ -67,13 +69,7 @@ class Times(dict[str, Seconds]):
         return mark(np.concatenate(list(self.core.values()), axis=1), *self.values())
 
 
-def in_turns(
-    world: World,
-    calls: dict[str, Callable[[], object]],
-    iterations: int,
-    after: Callable[[str, int, float], None] | None = None,
-    turn: int = 0,
-) -> Times:
+def in_turns(world: World, calls: Calls, iterations: int, after: After | None = None, turn: int = 0) -> Times:
     """Seconds of every call, and the shares of cores. Collective.
 
     after(name, i, seconds): runs after each call, also after a repeated one, and is not timed. turn: number of the
@@ -83,12 +79,7 @@ def in_turns(
     return in_order(world, calls, todo, after)
 
 
-def in_order(
-    world: World,
-    calls: dict[str, Callable[[], object]],
-    todo: Sequence[tuple[str, int]],
-    after: Callable[[str, int, float], None] | None = None,
-) -> Times:
+def in_order(world: World, calls: Calls, todo: Sequence[tuple[str, int]], after: After | None = None) -> Times:
     """The same as `in_turns`, but in the order of `todo`, which has (name, iteration) of each call. Collective."""
     times = Times(list(calls), world.size, len(todo) // len(calls))
     fewest = max(1, int(FEW * len(todo)))
@@ -102,13 +93,7 @@ def in_order(
     return times
 
 
-def _once(
-    world: World,
-    calls: dict[str, Callable[[], object]],
-    todo: Sequence[tuple[str, int]],
-    times: Times,
-    after: Callable[[str, int, float], None] | None,
-) -> None:
+def _once(world: World, calls: Calls, todo: Sequence[tuple[str, int]], times: Times, after: After | None) -> None:
     """Time the calls (name, iteration) in this order. Collective."""
     guard, taken = Guard(), []
     for name, i in todo:
@@ -140,9 +125,7 @@ def placed(values: list[Any], i: int) -> None:
         values[i] = values.pop()
 
 
-def iterations(
-    world: World, calls: dict[str, Callable[[], object]], seconds: float, *, warmup: int, asked: int | None
-) -> int:
+def iterations(world: World, calls: Calls, seconds: float, *, warmup: int, asked: int | None) -> int:
     """Warm up, then return how many iterations of all calls fit into `seconds`. Equal on every rank. Collective.
 
     warmup: untimed iterations, at least one; without `asked` they end after a quarter of the time. asked: the user's

@@ -24,6 +24,7 @@ from ..row_types import ON_CPUS
 from . import health
 from .world import World
 
+Arrays = dict[str, np.ndarray]  # weights by name
 PROJECTIONS = ("up", "gate", "down")
 LONG_WAIT = 1e-3  # seconds; longer waits for a peer are counted as long
 SMALL = 0.2  # if a sum is smaller than this share of its terms, they have cancelled, and the sum is inexact
@@ -177,7 +178,7 @@ def _one(world: World, seed: int, drawn: Drawn, counts: Counts) -> None:
     """Make an object, call it, and close it."""
     cfg, common = drawn.cfg, np.random.default_rng([seed, drawn.number, 1])
     own = np.random.default_rng([seed, drawn.number, 2, world.rank])
-    loaded: list[dict[str, np.ndarray]] = []
+    loaded: list[Arrays] = []
     with MoE(cfg, world.comm, backend="cpu", **drawn.options) as moe:
         for layer in range(drawn.options["layers"]):
             loaded.append(_load(moe, layer, cfg, common))
@@ -187,17 +188,17 @@ def _one(world: World, seed: int, drawn: Drawn, counts: Counts) -> None:
                 loaded[layer] = _load(moe, layer, cfg, common)
                 counts.loads += 1
             outside, backward = common.random() < 0.5, drawn.options["train"] and common.random() < 0.7
-            _call(moe, cfg, layer, loaded[layer], own, outside, backward, counts)
+            _call(moe, layer, loaded[layer], own, outside, backward, counts)
 
 
-def _load(moe: MoE, layer: int, cfg: MoEConfig, rng: np.random.Generator) -> dict[str, np.ndarray]:
+def _load(moe: MoE, layer: int, cfg: MoEConfig, rng: np.random.Generator) -> Arrays:
     """Load random weights, the same on all ranks, and return them."""
     made: dict[str, Any] = dict(reference.weights(cfg, seed=int(rng.integers(2**62))))
     moe.load(layer, **made)
     return made
 
 
-def _rounded(cfg: MoEConfig, weights: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+def _rounded(cfg: MoEConfig, weights: Arrays) -> Arrays:
     """Weights that forward and backward calls use: projections rounded to the layer's type, all others as loaded."""
     kind = ON_CPUS[cfg.dtype].array
     return {
@@ -207,19 +208,13 @@ def _rounded(cfg: MoEConfig, weights: dict[str, np.ndarray]) -> dict[str, np.nda
 
 
 def _call(
-    moe: MoE,
-    cfg: MoEConfig,
-    layer: int,
-    weights: dict[str, np.ndarray],
-    rng: np.random.Generator,
-    outside: bool,
-    backward: bool,
-    counts: Counts,
+    moe: MoE, layer: int, weights: Arrays, rng: np.random.Generator, outside: bool, backward: bool, counts: Counts
 ) -> None:
     """Make a call, and with `backward` its backward call, and check both.
 
     outside: whether ids and weights are given.
     """
+    cfg = moe.cfg
     tokens = int(rng.choice([0, 1, cfg.max_tokens, int(rng.integers(cfg.max_tokens + 1))]))
     x = rng.standard_normal((tokens, cfg.hidden), np.float32).astype(ON_CPUS[cfg.dtype].array)
     given: dict[str, Any] = {}
@@ -254,9 +249,7 @@ def _call(
             _check("dx", cfg, usual, (dx[0] if outside else dx)[clear], truth[clear], counts)
 
 
-def largest_terms(
-    cfg: MoEConfig, experts: dict[str, np.ndarray], x: np.ndarray, ids: np.ndarray, weights: np.ndarray
-) -> float:
+def largest_terms(cfg: MoEConfig, experts: Arrays, x: np.ndarray, ids: np.ndarray, weights: np.ndarray) -> float:
     """How large a token's sum would be if its terms did not cancel: the largest over all tokens, at least 1.
 
     An expert's output counts as a sum of terms of random signs, one term for each hidden activation. experts: arrays as
@@ -271,7 +264,7 @@ def largest_terms(
     return float(sums.max(initial=1.0))
 
 
-def hidden(cfg: MoEConfig, weights: dict[str, np.ndarray], x: np.ndarray, e: int) -> np.ndarray:
+def hidden(cfg: MoEConfig, weights: Arrays, x: np.ndarray, e: int) -> np.ndarray:
     """[S, F] float64: an expert's hidden activations of x [S, H]."""
     up = product(weights, "up", x, e)
     if not cfg.gated:
@@ -279,7 +272,7 @@ def hidden(cfg: MoEConfig, weights: dict[str, np.ndarray], x: np.ndarray, e: int
     return np.asarray(reference.gated(cfg.activation, cfg.limit, product(weights, "gate", x, e), up, cfg.limit_after))
 
 
-def near_kink(cfg: MoEConfig, weights: dict[str, np.ndarray], x: np.ndarray, ids: np.ndarray) -> np.ndarray:
+def near_kink(cfg: MoEConfig, weights: Arrays, x: np.ndarray, ids: np.ndarray) -> np.ndarray:
     """[S] bool: whether a token has an input of relu so near to 0 that rounding decides about its derivative.
 
     weights: as `load` takes them. x: [S, H] float32. ids: [S, k].
@@ -296,7 +289,7 @@ def near_kink(cfg: MoEConfig, weights: dict[str, np.ndarray], x: np.ndarray, ids
     return near
 
 
-def product(weights: dict[str, np.ndarray], name: str, x: np.ndarray, e: Any) -> np.ndarray:
+def product(weights: Arrays, name: str, x: np.ndarray, e: Any) -> np.ndarray:
     """[S, F] float64: rows times a projection of expert e, plus its bias if any. e is ... for the shared expert."""
     bias = weights.get(f"{name}_bias")
     return np.asarray(x.astype(np.float64) @ weights[name][e] + (0 if bias is None else bias[e]))
