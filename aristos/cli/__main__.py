@@ -57,8 +57,7 @@ def _run(words: list[str], known: list[str]) -> int:
 
             print(f"aristos: the command {unknown(words[0], known, 'aristos --help')}", file=sys.stderr)
         return USAGE
-    code: int = _module(words[0]).main(words[1:])
-    return code
+    return _module(words[0]).main(words[1:])
 
 
 def _help(known: list[str]) -> None:

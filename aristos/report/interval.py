@@ -100,15 +100,13 @@ def _drawn(side: Sequence[Seconds], rng: np.random.Generator) -> Seconds:
         return each[0]
     shape = (len(side), DRAWS)
     picked: Seconds = each[rng.integers(len(side), size=shape), rng.integers(DRAWS, size=shape)]
-    found: Seconds = np.median(picked, axis=0)
-    return found
+    return np.median(picked, axis=0)
 
 
 def _of_run(run: Seconds, rng: np.random.Generator) -> Seconds:
     """[DRAWS] medians of one run whose calls are drawn again, in each group separately."""
     medians = [np.median(_blocks(_some(row[np.isfinite(row)]), rng), axis=1) for row in run]
-    found: Seconds = np.median(medians, axis=0)
-    return found
+    return np.median(medians, axis=0)
 
 
 def _some(calls: Seconds) -> Seconds:

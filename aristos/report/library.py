@@ -11,5 +11,4 @@ def script() -> str:
         from plotly.offline import get_plotlyjs
     except ImportError:
         raise EnvironmentProblem("plotly is not installed: pip install 'aristos[report]', or plotly alone") from None
-    found: str = get_plotlyjs()
-    return found
+    return get_plotlyjs()

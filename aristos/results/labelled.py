@@ -59,17 +59,15 @@ def open(path: str | os.PathLike[str]) -> xarray.DataTree:
             raise ResultsError(
                 f"{path}: run {run.name} cannot become a tree of Datasets: {shown(str(why)[:200])}"
             ) from why
-    tree: xarray.DataTree = xr.DataTree(children=found)
-    return tree
+    return xr.DataTree(children=found)
 
 
 def _dataset(xr: Any, table: Table) -> xarray.Dataset:
-    found: xarray.Dataset = xr.Dataset(
+    return xr.Dataset(
         {name: _array(each) for name, each in table.variables.items()},
         {name: _array(each) for name, each in table.dims.items()},
         {"suite": table.suite, **table.attributes},
     )
-    return found
 
 
 def _array(variable: Variable) -> tuple[tuple[str, ...], Any, dict[str, str]]:

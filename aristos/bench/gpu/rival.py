@@ -103,8 +103,7 @@ class TorchGpu:
         return torch_layer.why_ungrouped(self.torch, cfg, self._capability())
 
     def _capability(self) -> tuple[int, int]:
-        found: tuple[int, int] = self.torch.cuda.get_device_capability(self.device)
-        return found
+        return self.torch.cuda.get_device_capability(self.device)
 
     def here(self) -> Any:
         """A block in which PyTorch queues on the stream."""
