@@ -18,7 +18,7 @@ def cell(side: Side, size: int, flight: int, samples: int) -> np.ndarray:
     out = np.empty(samples, np.int64)
     if side.first:
         source, scratch = side.payload(size), np.zeros(1, np.int64)
-        places = (slots, stride, source.ctypes.data, size, flight, flag, ack)
+        places: tuple[int, ...] = (slots, stride, source.ctypes.data, size, flight, flag, ack)
         if not side.remote:
             places += (scratch.ctypes.data,)
         done = side.run("put_origin", places, base, samples, deadline(), out)

@@ -104,11 +104,9 @@ def wait(table: Table) -> Any:
         for p, axis in enumerate(line):
             values = waits[p] * 1e3 + np.where(np.eye(len(waits[p])), np.nan, 0)
             rows = f"{label}\nrank that waits" if p == 0 else ""
-            title, columns = (
-                (str(patterns[p]) if label == ways[0][0] else ""),
-                ("for rank" if label == ways[-1][0] else ""),
-            )
-            image = heat_map(figure, axis, values, title, "", rows, columns, most, bar=False)
+            title = str(patterns[p]) if label == ways[0][0] else ""
+            columns = "for rank" if label == ways[-1][0] else ""
+            image = heat_map(axis, values, title, "", rows, columns, most)
     figure.colorbar(image, ax=axes, label="wait per call (ms)", shrink=0.6)
     return figure
 

@@ -77,12 +77,8 @@ def heat(table: Table) -> Any:
         axis.set_yticks(range(len(alphas)), [_latency(a) for a in alphas])
     bar = figure.colorbar(image, ax=axes, label="bulk / fused", shrink=0.8)
     plain_log(bar.ax.yaxis)
-    figure.suptitle(
-        "time of a bulk call / of a fused call;  *: copying a row takes at least half the link's time;  ~: disturbed",
-        fontsize=9,
-        x=0.01,
-        ha="left",
-    )
+    marks = "*: copying a row takes at least half the link's time;  ~: disturbed"
+    figure.suptitle(f"time of a bulk call / of a fused call;  {marks}", fontsize=9, x=0.01, ha="left")
     return figure
 
 

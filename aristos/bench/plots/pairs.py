@@ -74,10 +74,10 @@ def put_heatmap(table: Table) -> Any:
     sizes = table.dims["size"].values
     figure, (left, right) = subplots(1, 2, figsize=(9, 4.4), layout="compressed")
     latency = _medians(table, "latency")[..., 0] * 1e6
-    heat_map(figure, left, latency, f"put of {bytes_text(sizes[0])}", "latency (us)", "origin rank", "target rank")
+    heat_map(left, latency, f"put of {bytes_text(sizes[0])}", "latency (us)", "origin rank", "target rank")
     rate = sizes[-1] / _medians(table, "put_time")[..., -1] / 1e9
     title = f"puts of {bytes_text(sizes[-1])}"
-    heat_map(figure, right, rate, title, "bandwidth (GB/s)", "origin rank", "target rank")
+    heat_map(right, rate, title, "bandwidth (GB/s)", "origin rank", "target rank")
     return figure
 
 
@@ -113,7 +113,7 @@ def signal_heatmap(table: Table) -> Any:
     at = int(np.argmax(sizes >= 8))
     trips = _medians(table, "round_trip")[..., at] * 1e6
     title = f"{bytes_text(sizes[at])} and a signal, there and back"
-    heat_map(figure, axis, trips, title, "round trip (us)", "rank that begins", "rank that answers")
+    heat_map(axis, trips, title, "round trip (us)", "rank that begins", "rank that answers")
     return figure
 
 

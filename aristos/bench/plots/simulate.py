@@ -49,7 +49,7 @@ def links(table: Table) -> Any:
     names = [str(name) for name in table.dims["link"].values]
     figure, (left, right) = subplots(1, 2, figsize=(11, 4.6), layout="constrained")
     values = np.where(np.eye(len(sent)), np.nan, sent)
-    heat_map(figure, left, values, "put in a call", "MiB", "node that puts", "to node")
+    heat_map(left, values, "put in a call", "MiB", "node that puts", "to node")
     few = len(names) <= MOST_LABELS
     bars = right.barh(np.arange(len(names)), in_use, 0.8 if few else 1.0, color=BLUE, linewidth=0)
     if few:

@@ -162,20 +162,12 @@ def slowest(times: np.ndarray) -> np.ndarray:
 
 
 def heat_map(
-    figure: Any,
-    axis: Any,
-    values: np.ndarray,
-    title: str,
-    unit: str,
-    rows: str,
-    columns: str,
-    most: float | None = None,
-    bar: bool = True,
+    axis: Any, values: np.ndarray, title: str, unit: str, rows: str, columns: str, most: float | None = None
 ) -> Any:
     """Draw rank x rank values as colours. Returns the image. If there are few ranks, cells also have numbers.
 
-    A cell with NaN, for example on the diagonal, is grey. most: value of the last colour, for maps that are compared;
-    default the largest value.
+    A cell with NaN, for example on the diagonal, is grey. unit: '' for a map without a bar of colours. most: value of
+    the last colour, for maps that are compared; default the largest value.
     """
     import matplotlib
 
@@ -192,15 +184,8 @@ def heat_map(
         for (i, j), value in np.ndenumerate(values):
             if np.isfinite(value):
                 dark = image.norm(value) < 0.6
-                axis.text(
-                    j,
-                    i,
-                    f"{value:.3g}",
-                    ha="center",
-                    va="center",
-                    color="white" if dark else "black",
-                    fontsize=8 if world <= 6 else 6.5,
-                )
-    if bar:
-        figure.colorbar(image, ax=axis, label=unit, shrink=0.8)
+                look = {"color": "white" if dark else "black", "fontsize": 8 if world <= 6 else 6.5}
+                axis.text(j, i, f"{value:.3g}", ha="center", va="center", **look)
+    if unit:
+        axis.figure.colorbar(image, ax=axis, label=unit, shrink=0.8)
     return image
