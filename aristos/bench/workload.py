@@ -72,29 +72,19 @@ class Workload:
                 stacked[name][i] = w[0]
         return stacked
 
-    def layer(
-        self,
-        schedule: Any,
-        threads: int | None,
-        stacked: dict[str, Any] | None = None,
-        backend: Any = "cpu",
-        moves: Any = "auto",
-    ) -> Any:
-        """A loaded `aristos.MoE`. moves: what moves with the fused schedule; with bulk, tokens move."""
+    def layer(self, schedule: Any, threads: int | None, stacked: dict[str, Any] | None = None, **options: Any) -> Any:
+        """A loaded `aristos.MoE` in the default placement. options: further ones of MoE; with bulk, tokens move."""
+        usual = {"backend": "cpu", "placement": self.placement.tolist(), "ranks_per_node": self.world.ranks_per_node}
+        if schedule == "bulk":
+            options["moves"] = "tokens"
+        return self.loaded(stacked, schedule=schedule, threads=threads, **usual | options)
+
+    def loaded(self, stacked: dict[str, Any] | None = None, **options: Any) -> Any:
+        """A loaded `aristos.MoE`. stacked: this rank's weights, if they are known. options: those of MoE."""
         import aristos
 
-        moe = aristos.MoE(
-            self.cfg,
-            comm=self.world.comm,
-            schedule=schedule,
-            threads=threads,
-            backend=backend,
-            placement=self.placement.tolist(),
-            ranks_per_node=self.world.ranks_per_node,
-            moves=moves if schedule == "fused" else "tokens",
-            **self.world.waits,
-        )
-        weights: dict[str, Any] = self.weights() if stacked is None else stacked
+        moe = aristos.MoE(self.cfg, comm=self.world.comm, **options, **self.world.waits)
+        weights: dict[str, Any] = self.weights(moe.placement.mine(moe.rank)) if stacked is None else stacked
         moe.load(router=self.router, local=True, **weights)
         return moe
 

@@ -209,14 +209,9 @@ class _Running:
     def __init__(
         self, ctx: Context, work: Workload, entry: Entry, threads: int, call: Call, stack: contextlib.ExitStack
     ) -> None:
-        import aristos
-
         self.entry, self.call, world = entry, call, ctx.world
         plan = entry.plan
-        self.moe = aristos.MoE(work.cfg, world.comm, plan=plan, threads=threads, ranks_per_node=1, **world.waits)
-        stack.enter_context(self.moe)
-        stacked: dict[str, Any] = work.weights(self.moe.placement.mine(self.moe.rank))
-        self.moe.load(router=work.router, local=True, **stacked)
+        self.moe = stack.enter_context(work.loaded(plan=plan, threads=threads, ranks_per_node=1))
         self.out = np.empty_like(call.x)
         members = plan.groups[self.moe.group]
         problem = plan.problem

@@ -120,12 +120,7 @@ class Running:
     """One partition's layer in this rank's group, and its call as a graph. Collective."""
 
     def __init__(self, gpu: BenchGpu, work: Workload, entry: Entry, call: Any, truth: Any, stack: Any) -> None:
-        import aristos
-
-        moe = aristos.MoE(work.cfg, work.world.comm, plan=entry.plan, backend="cuda", **work.world.waits)
-        stack.enter_context(moe)
-        stacked: dict[str, Any] = work.weights(moe.placement.mine(moe.rank))
-        moe.load(router=work.router, local=True, **stacked)
+        moe = stack.enter_context(work.loaded(plan=entry.plan, backend="cuda"))
         self.entry, self.played = entry, Played(gpu, work, moe, call, truth=truth)
         self.graph = self.played.graph()
 

@@ -98,24 +98,14 @@ def noted(steps: dict[str, Steps]) -> Callable[[str, int, float], None]:
     "train", "a training step in float32: forward, backward, Adam; tokens/s, share of the peak", order=65, default=False
 )
 def run(ctx: Context) -> Result:
-    from ...layer.moe import MoE
     from ...layer.tapes import place_bytes
     from ...train import Adam
 
     shape = ctx.shape()
     work = Workload(ctx.world, replace(shape.cfg, dtype="float32", precision="highest"), ctx.options.seed)
     stacked: dict[str, Any] = work.weights()
-    moe = MoE(
-        work.cfg,
-        work.world.comm,
-        threads=ctx.options.threads,
-        placement=work.placement.tolist(),
-        ranks_per_node=work.world.ranks_per_node,
-        backend="cpu",
-        train=True,
-        tape_bytes=ctx.world.size * max(shape.tokens) * work.cfg.top_k * place_bytes(work.cfg, "hidden"),
-        **work.world.waits,
-    )
+    tape_bytes = ctx.world.size * max(shape.tokens) * work.cfg.top_k * place_bytes(work.cfg, "hidden")
+    moe = work.layer("fused", ctx.options.threads, stacked, train=True, tape_bytes=tape_bytes)
     sheet = Sheet(f"training: {shape}, {counted(ctx.world.size, 'rank')}", COLUMNS)
     raw: list[list[dict[str, np.ndarray]]] = []
     peaks, core = [], []
