@@ -170,10 +170,7 @@ def _table(ctx: Context, times: list[dict[str, np.ndarray]], flops: float, rival
     """The table for the file: the time of every turn."""
     names = list(times[0])
     seconds = padded([[found[name] for found in times] for name in names])
-    table = Table(
-        "gemm",
-        "gemm_cuda",
-        attributes={"shape": str(ctx.shape()), "flops_a_row_of_every_expert": flops, "rival": rival},
-    )
+    about = {"shape": str(ctx.shape()), "flops_a_row_of_every_expert": flops, "rival": rival}
+    table = Table("gemm", "gemm_cuda", attributes=about)
     table.dim("kernel", names).dim("rows", ROWS, "1", "rows of each expert").dim("turn", np.arange(seconds.shape[-1]))
     return table.add("time", ("kernel", "rows", "turn"), seconds, "s", "the product of every expert")

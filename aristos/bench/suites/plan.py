@@ -49,6 +49,7 @@ DENSE = 12  # number of float32 parameters outside a layer's experts, divided by
 ITEM = 4  # bytes of a float32
 MIB = 1 << 20
 SOLVE_SECONDS = 5.0
+Links = tuple[NDArray[np.float64], NDArray[np.float64]]  # (alpha_us, beta_us_per_mib), [n, n]
 RATE_CALLS = 5
 
 COLUMNS = (
@@ -154,8 +155,8 @@ def nodes_of(ctx: Context) -> list[int]:
     return list(found.node_of) if found.count > 1 else [2 * r // ctx.world.size for r in range(ctx.world.size)]
 
 
-def links(node_of: list[int]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """(alpha_us, beta_us_per_mib), [n, n], to be set between the ranks."""
+def links(node_of: list[int]) -> Links:
+    """The links to be set between the ranks."""
     n = len(node_of)
     members = [[r for r in range(n) if node_of[r] == node] for node in set(node_of)]
     faulty = {of_node[1] for of_node in members if len(of_node) > 2}
@@ -165,22 +166,29 @@ def links(node_of: list[int]) -> tuple[NDArray[np.float64], NDArray[np.float64]]
 
 
 def _problem(ctx: Context, work: Workload, tokens: int, rate: float) -> Problem:
-    """The planner's problem for this run, from measurements. Equal on every rank. Costs are in MFLOP. Collective."""
-    cfg, n, node_of = work.cfg, ctx.world.size, nodes_of(ctx)
-    alpha, beta = links(node_of)
-    memory = -(-cfg.experts // 2) if np.bincount(node_of).max() > 1 else cfg.experts
-    devices = [
-        {"rate": each, "memory": memory, "name": f"n{node_of[r]}d{r}"}
-        for r, each in enumerate(ctx.world.allgather(rate))
-    ]
+    """The planner's problem for this run, from measurements. Equal on every rank. Collective."""
+    experts, node_of = work.cfg.experts, nodes_of(ctx)
+    memory = -(-experts // 2) if np.bincount(node_of).max() > 1 else experts
+    gradient_mib = DENSE * work.cfg.hidden**2 * ITEM / MIB
+    return stated(work, tokens, ITEM, links(node_of), gradient_mib, devices(ctx.world.allgather(rate), memory, node_of))
+
+
+def devices(rates: list[float], memory: int, node_of: list[int]) -> list[dict[str, Any]]:
+    """The planner's devices, one for each rank. rates: in MFLOP per us. memory: the experts that each may hold."""
+    return [{"rate": rate, "memory": memory, "name": f"n{node_of[r]}d{r}"} for r, rate in enumerate(rates)]
+
+
+def stated(work: Workload, tokens: int, item: int, set_to: Links, gradient_mib: float, devices: list[Any]) -> Problem:
+    """The problem of `tokens` per rank, with costs in MFLOP. item: bytes of a row's element."""
+    cfg, (alpha, beta) = work.cfg, set_to
     return parse(
         {
             "experts": cfg.experts,
             "layer_cost": tokens * cfg.top_k * work.flops_per_row / 1e6,
-            "payload_mib": tokens * cfg.top_k * cfg.hidden * ITEM / MIB,
+            "payload_mib": tokens * cfg.top_k * cfg.hidden * item / MIB,
             "crossings": CROSSINGS,
-            "stages": STAGES * n,
-            "gradient_mib": DENSE * cfg.hidden**2 * ITEM / MIB,
+            "stages": STAGES * len(devices),
+            "gradient_mib": gradient_mib,
             "devices": devices,
             "alpha_us": alpha.tolist(),
             "beta_us_per_mib": beta.tolist(),

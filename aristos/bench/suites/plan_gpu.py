@@ -20,10 +20,9 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ...errors import InputError
-from ...planner import Problem, parse
+from ...planner import Problem
 from ...results import Table
 from ...row_types import KINDS
 from ...transport.ipc import IpcWindow
@@ -33,7 +32,7 @@ from ..gpu.clock import BenchGpu, ratio_values
 from ..measure import Statistics, gathered
 from ..registry import gpu_suite
 from ..workload import Workload, routed_call
-from .plan import CROSSINGS, MIB, STAGES, Entry, entries_of
+from .plan import MIB, Entry, Links, devices, entries_of, stated
 
 SIZES = (4096, 16 << 20)  # bytes of the copies that give alpha and beta
 TURNS = 10  # how often each measurement for the problem is made
@@ -57,8 +56,8 @@ def usual(gpu: BenchGpu, call: Any) -> float:
     return float(np.median([gpu.seconds(call) for _ in range(TURNS + 1)][1:]))
 
 
-def links(gpu: BenchGpu) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """(alpha_us, beta_us_per_mib), [W, W], of copies from GPU to GPU, as means of both directions. Collective."""
+def links(gpu: BenchGpu) -> Links:
+    """The latency and bandwidth of copies from GPU to GPU, as means of both directions. Collective."""
     world, device = gpu.world, gpu.device
     window = IpcWindow(world.comm, device, SIZES[-1])
     source, mine = gpu.allocate(SIZES[-1]), np.zeros((2, world.size))
@@ -93,27 +92,13 @@ def rate(gpu: BenchGpu, work: Workload, tokens: int) -> float:
 
 
 def problem_of(ctx: Context, gpu: BenchGpu, work: Workload, tokens: int) -> Problem:
-    """The planner's problem for these GPUs, from measurements. Equal on every rank. Costs are in MFLOP. Collective."""
+    """The planner's problem for these GPUs, from measurements. Equal on every rank. Collective."""
     from ...kernels.cuda.tile import BYTES
 
-    cfg, n = work.cfg, ctx.world.size
-    alpha, beta = links(gpu)
-    memory = cfg.experts if n < 4 else -(-cfg.experts // 2)
-    rates = ctx.world.allgather(rate(gpu, work, tokens))
-    devices = [{"rate": each, "memory": memory, "name": f"n0d{rank}"} for rank, each in enumerate(rates)]
-    return parse(
-        {
-            "experts": cfg.experts,
-            "layer_cost": tokens * cfg.top_k * work.flops_per_row / 1e6,
-            "payload_mib": tokens * cfg.top_k * cfg.hidden * BYTES[KINDS[cfg.dtype]] / MIB,
-            "crossings": CROSSINGS,
-            "stages": STAGES * n,
-            "gradient_mib": 0,
-            "devices": devices,
-            "alpha_us": alpha.tolist(),
-            "beta_us_per_mib": beta.tolist(),
-        }
-    )
+    experts, n, of_copies = work.cfg.experts, ctx.world.size, links(gpu)
+    memory = experts if n < 4 else -(-experts // 2)
+    of_ranks = devices(ctx.world.allgather(rate(gpu, work, tokens)), memory, [0] * n)
+    return stated(work, tokens, BYTES[KINDS[work.cfg.dtype]], of_copies, 0, of_ranks)
 
 
 class Running:
