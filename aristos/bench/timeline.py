@@ -9,7 +9,7 @@ from kernel_cache import regular
 from ..errors import ResultsError
 from ..primitives.atomic_file import try_writing
 from .context import Context
-from .workload import Workload, execute
+from .workload import Workload, execute, routed_call
 
 WARMUP = 5
 
@@ -34,12 +34,7 @@ def record(ctx: Context, path: str) -> None:
     shape = ctx.shape()
     tokens = shape.tokens[-1]
     work = Workload(ctx.world, shape.cfg, ctx.options.seed)
-    if ctx.trace is not None:
-        where = ctx.trace.prefill(ctx.world.rank, ctx.world.size, tokens, 0)
-        call = work.recorded(ctx.trace, where, ctx.trace.layers // 2)
-    else:
-        call = work.call(tokens, ctx.options.routing or "router", tokens)
-    call = work.typed(call)
+    call = work.typed(routed_call(ctx, work, tokens))
     schedule = "fused" if ctx.options.schedule == "both" else ctx.options.schedule
     layer = work.layer(schedule, ctx.options.threads, moves=ctx.options.moves)
     for _ in range(WARMUP):

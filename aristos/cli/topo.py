@@ -85,10 +85,7 @@ def run(asked: argparse.Namespace) -> int:
     from ..topology import discover, from_text, serialize
 
     file = bool(asked.nvidia_smi or asked.slurm_topology)
-    if file:
-        topology = from_text(_read(asked.nvidia_smi), _read(asked.slurm_topology))
-    else:
-        topology = discover()
+    topology = from_text(_read(asked.nvidia_smi), _read(asked.slurm_topology)) if file else discover()
     if asked.plot:
         from ..topology.drawing import draw
 

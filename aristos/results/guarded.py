@@ -139,12 +139,8 @@ def attributes(place: h5py.Group | h5py.Dataset, budget: Budget) -> dict[str, An
 
 def _plain(value: Any) -> Any:
     """An attribute's value without NumPy's types; bytes become text."""
-    if isinstance(value, np.longdouble):
-        return float(value)
-    if isinstance(value, np.ndarray) and value.dtype == np.longdouble:
-        return value.astype(np.float64).tolist()
     if isinstance(value, np.ndarray | np.generic):
-        return _plain(value.tolist())
+        return _plain((value.astype(np.float64) if value.dtype == np.longdouble else value).tolist())
     if isinstance(value, list):
         return [_plain(each) for each in value]
     return value.decode("utf-8", "surrogateescape") if isinstance(value, bytes) else value

@@ -220,12 +220,10 @@ def _record(moves: Moves, times: dict[str, np.ndarray]) -> dict[str, Any]:
         copy = Statistics.of(slowest[COPY]).median
         record |= {"copy_us": copy * 1e6, "copy_gbs": 2 * most / copy / 1e9}
         record |= ratio_values("share", slowest[GRAPH], slowest[COPY])
-    if STAGED in slowest:
-        record |= {"mpi_us": Statistics.of(slowest[STAGED]).median * 1e6}
-        record["speedup"], *_ = ratios(slowest[GRAPH], slowest[STAGED])
-    if NCCL in slowest:
-        record |= {"nccl_us": Statistics.of(slowest[NCCL]).median * 1e6}
-        record["nccl_speedup"], *_ = ratios(slowest[GRAPH], slowest[NCCL])
+    for name, us, speedup in ((STAGED, "mpi_us", "speedup"), (NCCL, "nccl_us", "nccl_speedup")):
+        if name in slowest:
+            record[us] = Statistics.of(slowest[name]).median * 1e6
+            record[speedup], *_ = ratios(slowest[GRAPH], slowest[name])
     return record
 
 

@@ -244,6 +244,12 @@ def idle_share(times: np.ndarray, idle: np.ndarray, workers: int) -> np.ndarray:
     return idle_total.sum(axis=0) / (workers * len(times) * slowest)
 
 
+def stragglers(times: np.ndarray) -> dict[str, float]:
+    """The values of a record about the slowest rank's time over its least one. times: [world, iterations] seconds."""
+    slowest = times.max(axis=0)
+    return dict(zip(("straggler_p50", "straggler_p95"), np.quantile(slowest / slowest.min(), [0.5, 0.95]).tolist()))
+
+
 def over_even(times: np.ndarray, even: np.ndarray, rows: int, even_rows: int) -> float:
     """The slowest rank's time per row over that of the same turn's evenly routed call; the median over turns.
 
@@ -258,8 +264,6 @@ def _records(work: Workload, m: PatternTimes, even: PatternTimes, workers: int) 
     records = []
     bulk = next((Statistics.of(t).median for (schedule, _), t in m.times.items() if schedule == "bulk"), None)
     for way, t in m.times.items():
-        ratio = t.max(axis=0) / t.max(axis=0).min()
-        p50, p95 = np.quantile(ratio, [0.5, 0.95])
         median = Statistics.of(t).median
         records.append(
             {
@@ -274,8 +278,7 @@ def _records(work: Workload, m: PatternTimes, even: PatternTimes, workers: int) 
                 "median_ms": median * 1e3,
                 "over_even": over_even(t, even.times[way], int(m.rows.sum()), int(even.rows.sum())),
                 "idle": float(np.median(idle_share(t, m.idle[way], workers))),
-                "straggler_p50": float(p50),
-                "straggler_p95": float(p95),
+                **stragglers(t),
                 "speedup_over_bulk": None if bulk is None else bulk / median,
                 "iterations": t.shape[1],
                 "error": m.errors[way],

@@ -29,7 +29,7 @@ from ..measure import Statistics, gathered, padded
 from ..registry import gpu_suite
 from ..routing import busiest_over_mean
 from ..workload import Workload
-from .idle import LATE, PATTERNS, idle_share
+from .idle import LATE, PATTERNS, idle_share, stragglers
 
 GRAPH = "aristos graph"
 
@@ -133,9 +133,7 @@ def run(ctx: Context, gpu: BenchGpu) -> Result:
 
 
 def _record(work: Workload, player: GpuPlayer) -> dict[str, Any]:
-    slowest, error = player.times.max(axis=0), max(player.errors)
-    share = idle_share(player.times, player.lost, player.blocks)
-    p50, p95 = np.quantile(slowest / slowest.min(), [0.5, 0.95])
+    error, share = max(player.errors), idle_share(player.times, player.lost, player.blocks)
     rows = np.bincount(work.placement, player.played.rows, work.world.size)
     return {
         "pattern": player.pattern,
@@ -145,9 +143,8 @@ def _record(work: Workload, player: GpuPlayer) -> dict[str, Any]:
         "median_us": Statistics.of(player.times).median * 1e6,
         "idle": float(np.median(share)),
         "idle_p95": float(np.quantile(share, 0.95)),
-        "straggler_p50": float(p50),
-        "straggler_p95": float(p95),
-        "turns": len(slowest),
+        **stragglers(player.times),
+        "turns": player.times.shape[1],
         "error": error,
         "check": VERDICTS[work.passes(error)],
     }
