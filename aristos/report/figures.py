@@ -116,12 +116,7 @@ def ratios(rows: list[Compared]) -> Figure:
             )
     layout = {
         "xaxis": {"title": {"text": "second / first"}},
-        "yaxis": {
-            "tickvals": list(range(len(rows))),
-            "ticktext": [label(cut(name(row))) for row in rows],
-            "range": [len(rows) - 0.5, -0.5],
-            "automargin": True,
-        },
+        "yaxis": rows_axis([cut(name(row)) for row in rows]),
         "shapes": [{"type": "line", "x0": 1, "x1": 1, "yref": "paper", "y0": 0, "y1": 1, "line": {"width": 1}}],
         "showlegend": True,
     }
@@ -132,6 +127,13 @@ def _whiskers(middle: Sequence[float], low: Sequence[float], high: Sequence[floa
     """The lines from low to high through the marks at `middle`."""
     up, down = ([max(0.0, a - b) for a, b in zip(*ends)] for ends in ((high, middle), (middle, low)))
     return {"type": "data", "array": up, "arrayminus": down, **look}
+
+
+def rows_axis(names: list[str]) -> dict[str, Any]:
+    """An axis with a named row for each whole number. The first row is at the top."""
+    count = len(names)
+    ticks = {"tickvals": list(range(count)), "ticktext": [label(each) for each in names]}
+    return {**ticks, "range": [count - 0.5, -0.5], "automargin": True}
 
 
 def name(row: Compared) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..bench.plots import timeline
-from .figures import Figure
+from .figures import Figure, rows_axis
 from .markup import label
 
 MOST_BARS = 4000
@@ -65,12 +65,7 @@ def read(file: str) -> Timeline:
     layout = {
         "barmode": "overlay",
         "xaxis": {"title": {"text": "ms since the first step on any rank"}},
-        "yaxis": {
-            "tickvals": list(range(len(workers))),
-            "ticktext": [label(each) for each in workers],
-            "range": [len(workers) - 0.5, -0.5],
-            "automargin": True,
-        },
+        "yaxis": rows_axis(workers),
         "showlegend": True,
     }
     return Timeline(
