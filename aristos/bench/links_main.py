@@ -10,7 +10,6 @@ import json
 import os
 import sys
 import time
-import traceback
 from argparse import Namespace
 from collections.abc import Iterable
 from dataclasses import replace
@@ -26,7 +25,7 @@ from ..topology import Topology, table
 from ..topology import links as file
 from ..topology.links import MIB, Links
 from . import environment, pairs, world
-from .main import ENVIRONMENT, OK, WRONG, interrupted, leave
+from .main import ENVIRONMENT, OK, crashed, interrupted, leave
 
 PROG = "aristos topo"
 SECONDS = 6.0  # seconds of puts, without synchronisation and start-up
@@ -54,9 +53,7 @@ def run_links(asked: Namespace, smi: str | None) -> int:
     except KeyboardInterrupt:
         return interrupted(ranks, PROG)
     except BaseException:
-        lines = traceback.format_exc().rstrip().splitlines()
-        print("\n".join(f"[rank {ranks.rank}] {line}" for line in lines), file=sys.stderr, flush=True)
-        return ranks.abort(WRONG)
+        return crashed(ranks)
 
 
 def _of_machine(topology: Topology) -> Links:

@@ -68,9 +68,7 @@ def main(argv: list[str] | None = None, prog: str = "python -m aristos.bench") -
     except BaseException as why:
         if isinstance(why, OSError | MemoryError) and not isinstance(why, AristosError):
             return leave(ranks, f"{prog}: {type(why).__name__}: {why}", ENVIRONMENT)
-        lines = traceback.format_exc().rstrip().splitlines()
-        print("\n".join(f"[rank {ranks.rank}] {line}" for line in lines), file=sys.stderr, flush=True)
-        return ranks.abort(WRONG)
+        return crashed(ranks)
 
 
 @contextlib.contextmanager
@@ -99,6 +97,13 @@ def leave(ranks: world.World, message: str, code: int) -> int:
         for each in dict.fromkeys(messages):
             print(each, file=sys.stderr, flush=True)
     return code
+
+
+def crashed(ranks: world.World) -> int:
+    """End the job after an error that nobody expected, and print its traceback. Returns the exit code."""
+    lines = traceback.format_exc().rstrip().splitlines()
+    print("\n".join(f"[rank {ranks.rank}] {line}" for line in lines), file=sys.stderr, flush=True)
+    return ranks.abort(WRONG)
 
 
 def interrupted(ranks: world.World, prog: str) -> int:

@@ -27,11 +27,11 @@ def _ways(table: Table, name: str) -> list[tuple[str, str, np.ndarray]]:
     """(label, colour, [pattern, ...] values) of each way that was measured."""
     schedules, moves = list(table.dims["schedule"].values), list(table.dims["moves"].values)
     values = table.variables[name].values
-    found = []
-    for (schedule, move), (label, colour) in WAYS.items():
-        if schedule in schedules and move in moves:
-            found.append((label, colour, values[:, schedules.index(schedule), moves.index(move)]))
-    return found
+    return [
+        (label, colour, values[:, schedules.index(schedule), moves.index(move)])
+        for (schedule, move), (label, colour) in WAYS.items()
+        if schedule in schedules and move in moves
+    ]
 
 
 def idle(table: Table) -> Any:
