@@ -116,7 +116,8 @@ class BenchGpu:
     ) -> dict[Any, Seconds]:
         """Seconds of every call, name -> [turns], in `asked` turns or as many as fit `seconds`. Collective.
 
-        after(name, turn): runs after each call and is not timed. turn is -1 during warm-up.
+        after(name, turn): runs after each call and is not timed. turn is -1 during warm-up. clock: times one call, by
+        default by `seconds`; if it returns several times, [times, turns].
         """
         world, clock = self.world, clock or self.seconds
         start = time.perf_counter()

@@ -117,13 +117,8 @@ class Player:
         outside = s.workers * (elapsed - s.call_seconds)
         remote = sum(s.rows_to_peer) - s.rows_to_peer[self.work.world.rank]
         kept = sum(s.kept_rows_to_peer)
-        self.stats[way][i] = (
-            s.idle_seconds + outside,
-            s.wait_seconds_by_peer,
-            kept,
-            remote,
-            sum(s.rows_from_peer) + kept,
-        )
+        rows = kept, remote, sum(s.rows_from_peer) + kept
+        self.stats[way][i] = s.idle_seconds + outside, s.wait_seconds_by_peer, rows
         self.right &= np.array_equal(self.out, self.outputs[way])
         if self.after is not None:
             execute(self.layers[way], self.after)
@@ -131,9 +126,9 @@ class Player:
     def measured(self, times: dict[Way, np.ndarray], core: dict[Way, np.ndarray]) -> PatternTimes:
         """The pattern's times on all ranks. Collective.
 
-        times: way -> [iterations] seconds on this rank. core: way -> [world, iterations] shares of cores."""
+        times, core: way -> [world, iterations] seconds, and shares of cores."""
         world, stats = self.work.world, {way: list(each.values()) for way, each in self.stats.items()}
-        last = {way: np.array(world.allgather(stats[way][-1][2:])) for way in self.layers}  # [world, 3]
+        last = {way: np.array(world.allgather(stats[way][-1][2])) for way in self.layers}  # [world, 3]
         moved = {way: each[:, :2].sum(axis=0) for way, each in last.items()}
         rows = np.bincount(self.work.placement, self.work.rows(self.work.routed(self.call)[0]), world.size)
         return PatternTimes(

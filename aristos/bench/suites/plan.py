@@ -306,18 +306,9 @@ def _table(
     stage, reduce, own = (np.array([e.times[what] for e in entries]) for what in ("stage", "ring", "mpi"))
     group = np.array([[next(g for g, m in enumerate(e.plan.groups) if r in m) for r in ranks] for e in entries])
     cost = [e.plan.cost for e in entries]
-    table = Table(
-        "plan",
-        attributes={
-            "shape": str(ctx.shape()),
-            "threads": threads,
-            "kappa": problem.kappa,
-            "payload_mib": problem.payload_mib,
-            "gradient_mib": problem.gradient_mib,
-            "layer_cost": problem.layer_cost,
-            "crossings": problem.crossings,
-        },
-    )
+    known = ("kappa", "payload_mib", "gradient_mib", "layer_cost", "crossings")
+    about = {"shape": str(ctx.shape()), "threads": threads, **{name: getattr(problem, name) for name in known}}
+    table = Table("plan", attributes=about)
     table.dim("plan", [e.name for e in entries]).dim("rank", ranks).dim("peer", ranks)
     table.dim("iteration", np.arange(stage.shape[-1]))
     each, one, pair = ("plan", "rank", "iteration"), ("plan", "rank"), ("rank", "peer")
