@@ -24,10 +24,12 @@ PER_THREAD = Path(__file__).with_name("per_thread.txt")
 RUNTIME = [Path(__file__).with_name(name) for name in ("runtime.c", "runtime_missing.c")]
 RUNTIME_NAMES = Path(__file__).with_name("runtime_names.txt")
 RUNTIMES = (12, 13)  # the major versions of libcudart
+ABSENT = Path(__file__).with_name("absent.c")
+ABSENT_NAMES = Path(__file__).with_name("absent_names.txt")
 TIME = 300  # seconds that the compilation may take
 LIBRARY = "libcuda.so.1"
 OPTIONS = ["-shared", "-fPIC", "-O2", "-fvisibility=hidden", "-Wl,-z,nodelete", "-w"]
-VERSIONS = "{library} {{ global: cuda*; __cuda*; local: *; }};\n"  # NVIDIA's version of the runtime's symbols
+VERSIONS = "{library} {{ global: cu*; __cuda*; local: *; }};\n"  # NVIDIA's version of a library's symbols
 PTXAS = Path(__file__).with_name("ptxas.sh")
 
 
@@ -62,14 +64,29 @@ def runtime_symbols() -> list[str]:
     return [line for line in RUNTIME_NAMES.read_text("ascii").splitlines() if line[:1] != "#"]
 
 
+@cache
+def absent() -> dict[str, tuple[str, str, list[str]]]:
+    """Libraries that programs link and that ptxsim cannot run: file -> (name, code of results, functions)."""
+    found: dict[str, tuple[str, str, list[str]]] = {}
+    functions: list[str] = []
+    for line in ABSENT_NAMES.read_text("ascii").splitlines():
+        match line.split():
+            case [file, name, code] if line[:1] != "#":
+                functions = []
+                found[file] = (name, code, functions)
+            case [name]:
+                functions.append(name)
+    return found
+
+
 def folder() -> Path:
     """The folder with the library, as libcuda.so.1 and libcuda.so, with runtimes, and with a stand-in for ptxas.
 
-    The libraries are compiled if they are not there.
+    Its folder `absent` has stand-ins for libraries such as cuBLAS. The libraries are compiled if they are not there.
 
     Raises EnvironmentProblem if there is no C compiler, or if it fails.
     """
-    parts = [regular.read(file).decode() for file in (SOURCE, PTXAS, *RUNTIME)]
+    parts = [regular.read(file).decode() for file in (SOURCE, PTXAS, *RUNTIME, ABSENT, ABSENT_NAMES)]
     parts += [*symbols(), *runtime_symbols(), VERSIONS, *OPTIONS]
     parts.append(os.environ.get("CC", ""))
     with own():
@@ -109,15 +126,16 @@ def compiled(place: Path) -> None:
         library([*words, f"-DFUNCTIONS={listed(symbols())}", str(SOURCE), "-ldl", "-lpthread"], made)
         for version in RUNTIMES:
             runtime = Path(temporary) / f"libcudart.so.{version}"
-            script = Path(temporary) / "versions"
-            script.write_text(VERSIONS.format(library=runtime.name))
-            defined = [
-                f"-DRUNTIME={version}",
-                f"-DMISSING={listed(runtime_symbols())}",
-                f"-Wl,--version-script={script}",
-            ]
-            library([*words, *defined, *map(str, RUNTIME), str(made), "-Wl,-rpath,$ORIGIN", "-lpthread"], runtime)
+            defined = [f"-DRUNTIME={version}", f"-DMISSING={listed(runtime_symbols())}"]
+            files = [*map(str, RUNTIME), str(made), "-Wl,-rpath,$ORIGIN", "-lpthread"]
+            versioned([*words, *defined, *files], runtime)
             os.replace(runtime, place / runtime.name)
+        (place / "absent").mkdir(exist_ok=True)
+        for file, (name, code, functions) in absent().items():
+            other = Path(temporary) / file
+            defined = [f'-DLIBRARY="{name}"', f"-DCODE={code}", f"-DFUNCTIONS={listed(functions)}"]
+            versioned([*words, *defined, str(ABSENT)], other)
+            os.replace(other, place / "absent" / file)
         link = Path(temporary) / "libcuda.so"
         link.symlink_to(LIBRARY)
         assembler = Path(temporary) / "ptxas"
@@ -131,6 +149,13 @@ def compiled(place: Path) -> None:
 def listed(names: list[str]) -> str:
     """Names as a list X(name) for the compiler."""
     return " ".join(f"X({name})" for name in names)
+
+
+def versioned(words: list[str], made: Path) -> None:
+    """Compile a shared library whose symbols have NVIDIA's versions. words: the compiler with its options and files."""
+    script = made.with_name("versions")
+    script.write_text(VERSIONS.format(library=made.name))
+    library([*words, f"-Wl,--version-script={script}"], made)
 
 
 def library(words: list[str], made: Path) -> None:

@@ -11,8 +11,10 @@ import numpy as np
 
 from ..errors import InputError
 from ..heap import heap_for
+from ..program import Program
 from . import fatbins
 from .calls import ADDRESS, HANDLE, INT, POINTER, SIZE, UINT, call, put, text_at
+from .parts import parts
 from .results import Refused
 from .state import Function, Module, State
 
@@ -46,6 +48,13 @@ def load(now: State, image: int) -> Module:
     text += heap_for(text)
     taken = {one.copy for one in now.objects.values() if isinstance(one, Module) and one.text == text}
     copy = next(number for number in itertools.count() if number not in taken)
+    divided = parts(text)
+    program = read(now, divided.of("") if divided else text, copy)
+    return Module(program, text, copy, parts=divided)
+
+
+def read(now: State, text: str, copy: int) -> Program:
+    """The program of PTX text, its variables with their initial values."""
     key = text + "\n//" * copy  # because modules that live at the same time have variables of their own
     machine = now.machine
     try:
@@ -58,7 +67,17 @@ def load(now: State, image: int) -> Module:
             data = b"".join(machine.loader.initial(program, device, program.variables[name]))
             variable = program.variables[name]
             machine.loader.set_variable(program, device, name, data.ljust(variable.size, b"\0"))
-    return Module(program, text, copy)
+    return program
+
+
+def part(now: State, module: Module, kernel: str) -> Module:
+    """The part of a module that has a kernel, of handle and number of the whole; the module itself if it has no parts."""
+    if module.parts is None or kernel not in module.parts.kernels:
+        return module
+    if kernel not in module.read:
+        text = module.parts.of(kernel)
+        module.read[kernel] = Module(read(now, text, module.copy), text, module.copy, module.handle)
+    return module.read[kernel]
 
 
 def unload(now: State, handle: int) -> None:
@@ -66,12 +85,13 @@ def unload(now: State, handle: int) -> None:
     found = now.get(handle, Module)
     now.finish()
     for number, one in list(now.objects.items()):
-        if one is found or (isinstance(one, Function) and one.module is found):
+        if one is found or (isinstance(one, Function) and one.module.handle == found.handle):
             del now.objects[number]
 
 
 def function_of(now: State, module: Module, name: str) -> Function:
     """A kernel of a module: the same object each time. Raises Refused if there is none of this name."""
+    module = part(now, module, name)
     info = module.program.functions.get(name)
     if info is None or not info.entry:
         raise Refused("ERROR_NOT_FOUND")
@@ -85,6 +105,8 @@ def function_of(now: State, module: Module, name: str) -> Function:
 
 def put_global(now: State, pointer: int, size: int, module: Module, name: str, device: int) -> None:
     """Write address and size of a module's variable."""
+    if module.parts:
+        module = part(now, module, module.parts.users.get(name, ""))
     variable = module.program.variables.get(name)
     if variable is None or variable.space not in ("global", "const"):
         raise Refused("ERROR_NOT_FOUND")
@@ -154,7 +176,9 @@ def cuModuleGetFunction(now: State, function: int, module: int, name: int) -> No
 
 @call(POINTER, HANDLE)
 def cuModuleGetFunctionCount(now: State, count: int, module: int) -> None:
-    put(count, UINT, sum(info.entry for info in now.get(module, Module).program.functions.values()))
+    found = now.get(module, Module)
+    named = found.parts.kernels if found.parts else ()
+    put(count, UINT, len(named) + sum(info.entry for info in found.program.functions.values()))
 
 
 @call(POINTER, POINTER, HANDLE, POINTER)

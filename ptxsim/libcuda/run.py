@@ -114,15 +114,19 @@ def environment(library: Path, folder: str, machine: dict[str, Any]) -> dict[str
     """
     here = hashlib.sha256(os.fsencode(Path.cwd())).hexdigest()[:16]
     root = str(Path(__file__).resolve().parents[2])
-    before = os.environ.get("LD_LIBRARY_PATH")
     standard = [sysconfig.get_path("stdlib"), os.path.join(sysconfig.get_path("platstdlib"), "lib-dynload")]
     places = [place for place in sys.path if os.path.isdir(place) and place not in standard]
+    before = os.environ.get("LD_LIBRARY_PATH")
+    libraries = [str(library), *([before] if before else []), *nvrtc_folders(), str(library / "absent")]
     return os.environ | {
-        "LD_LIBRARY_PATH": f"{library}:{before}" if before else str(library),
+        "LD_LIBRARY_PATH": ":".join(libraries),
         "TRITON_LIBCUDA_PATH": str(library),
         "TRITON_PTXAS_PATH": str(library / "ptxas"),
         "TRITON_PTXAS_BLACKWELL_PATH": str(library / "ptxas"),
         "TRITON_CACHE_DIR": os.environ.get("TRITON_CACHE_DIR") or str(library / "triton" / here),
+        "CUPY_COMPILE_WITH_PTX": "1",
+        "CUPY_CACHE_DIR": os.environ.get("CUPY_CACHE_DIR") or str(library / "cupy" / here),
+        "CUPY_CACHE_SAVE_CUDA_SOURCE": "1",
         SETTING: json.dumps({"folder": folder, "machine": machine}),
         "PTXSIM_PATH": os.pathsep.join([root, *places]),
         "PTXSIM_LIBPYTHON": build.libpython(),
@@ -130,6 +134,12 @@ def environment(library: Path, folder: str, machine: dict[str, Any]) -> dict[str
         if sys.base_prefix == sys.base_exec_prefix
         else f"{sys.base_prefix}:{sys.base_exec_prefix}",
     }
+
+
+def nvrtc_folders() -> list[str]:
+    """The folders of this Python's packages that have NVRTC's library."""
+    places = [Path(place) / "nvidia" for place in sys.path if os.path.isdir(place)]
+    return sorted({str(file.parent) for place in places for file in place.glob("*/lib/libnvrtc.so.*")})
 
 
 def read(folder: Path, covered: Coverage) -> list[Report]:

@@ -21,10 +21,10 @@ from ..launches import Launch
 from ..machine import Machine
 from ..program import FunctionInfo, Program
 from ..streams import Event, Stream
+from .parts import SMALL_SHARED, Parts
 from .results import Refused
 
 LEGACY, PER_THREAD = 1, 2  # handles of the two default streams
-SMALL_SHARED = 49152  # bytes of shared memory of a block for which a kernel needs no attribute
 
 
 class SharedMachine(Machine):
@@ -64,12 +64,17 @@ class Context:
 
 @dataclass(eq=False)
 class Module:
-    """A loaded module, or a library. text: its PTX. copy: its number among loaded modules of the same text."""
+    """A loaded module, or a library. text: its PTX. copy: its number among loaded modules of the same text.
+
+    parts: of a module that is read in parts, of which `program` has no kernel. read: its parts, by their kernels' names.
+    """
 
     program: Program
     text: str
     copy: int
     handle: int = 0
+    parts: Parts | None = None
+    read: dict[str, Module] = field(default_factory=dict)
 
 
 @dataclass(eq=False)
