@@ -7,7 +7,20 @@ from typing import Any
 
 import numpy as np
 
-from . import bulk, clocks, cluster, isa, mbarrier, sampling, tensor, tensor_fence, tensor_memory, verdicts, warpgroup
+from . import (
+    bulk,
+    clocks,
+    cluster,
+    isa,
+    mbarrier,
+    missing,
+    sampling,
+    tensor,
+    tensor_fence,
+    tensor_memory,
+    verdicts,
+    warpgroup,
+)
 from . import state as s
 from .core import Core
 from .findings import Report
@@ -289,6 +302,8 @@ def races(
         access, b, t = called(other, other_file, other_line), (), ()
     message = f"{opcode} {verb} {where}, with nothing that orders it after {access}".lstrip()
     verdict = (verdicts.WRONG, *verdicts.KINDS[s.MISSING_WAIT]) if work else verdicts.of_race(int(row[s.R_DETAIL]))
+    if verdict[1:] == verdicts.ORDERS[missing.LAUNCHES] and other is not None and of_one_graph(launch, other):
+        verdict = (verdict[0], *verdicts.NODES)
     place_here = launch.name, file, line, block, thread
     found = [Report("race", *place_here, message, where, other_line, launch.device, *verdict)]
     if other is not None and not work and (other_file, other_line) != (file, line):
@@ -300,6 +315,12 @@ def races(
         place_there = other.name, other_file, other_line, b, t
         found.append(Report("race", *place_there, back, where, line, other.device, *verdict))
     return found
+
+
+def of_one_graph(one: Launch, other: Launch) -> bool:
+    """Whether launches are nodes of the same graph."""
+    graph = getattr(one.stream, "graph", None)
+    return graph is not None and graph is getattr(other.stream, "graph", None)
 
 
 # ---- a stuck machine ----

@@ -15,13 +15,14 @@ class Stream:
 
     Launches of different streams run at the same time. blocking: whether the stream and the device's default stream
     wait for each other, as with a stream of cudaStreamCreate. last: the launch queued last. waits: launches that the
-    next launch of the stream also waits for.
+    next launch of the stream also waits for. graph: the executable graph whose nodes alone the stream has, else None.
     """
 
     device: int
     blocking: bool = True
     last: Launch | None = None
     waits: list[Launch] = field(default_factory=list)
+    graph: Any = None
 
     def record(self) -> Event:
         """An event that is over when all launches so far have ended."""

@@ -33,6 +33,7 @@ ORDERS = {
     missing.FENCE_AFTER: ("fence", "put the fence after the barrier too, in the thread that sets the flag"),
     missing.HOST_ORDER: ("order with the host", "a flag with release and acquire of sys scope"),
 }
+NODES = ("edge", "add an edge between the two nodes of the graph")  # in place of missing.LAUNCHES
 INITIALISATION = ("proxy fence", "fence.mbarrier_init.release.cluster or fence.proxy.async after mbarrier.init")
 TENSOR_WAITS = {
     warpgroup.LOAD_PENDING: (FORMAL, ("wait", "tcgen05.wait::ld before the first use of what was loaded")),

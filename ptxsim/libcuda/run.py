@@ -17,6 +17,7 @@ from typing import Any
 
 from .. import suppress, units
 from ..coverage import Coverage
+from ..demangle import readable
 from ..errors import InputError
 from ..findings import Report, lines, total
 from ..waiting import compile_machine
@@ -60,7 +61,7 @@ def run(program: list[str], seeds: int, rules_files: list[str], **options: Any) 
             failed = failed or code or 0
             unended = unended or (not interrupted and any(Path(folder).glob("*.unended")))
             incomplete = incomplete or unended or any(Path(folder).glob("*.failed"))
-            reports = read(Path(folder), covered)
+            reports = read(Path(folder), Path(variables["CUPY_CACHE_DIR"]), covered)
         for report in [one for one in reports if not any(same(one, other) for other in [*found, *known])]:
             (known if suppress.matching(rules, report) else found).append(report)
             seen[id(report)] = seed
@@ -76,7 +77,7 @@ def run(program: list[str], seeds: int, rules_files: list[str], **options: Any) 
     if failed:
         print(f"ptxsim run: the program ended with exit code {failed}", file=sys.stderr)
     printed = lines(found, str if seeds == 1 else lambda report: f"{report} [--seed {seen[id(report)]}]")
-    print(*printed, *suppress.said(rules, known), covered.said(first, seeds), sep="\n")
+    print(*map(readable, printed), *map(readable, suppress.said(rules, known)), covered.said(first, seeds), sep="\n")
     print(total(len(printed)) if options["check"] else "not checked")
     return INTERRUPTED if interrupted else 1 if found or failed or incomplete else 0
 
@@ -142,14 +143,19 @@ def nvrtc_folders() -> list[str]:
     return sorted({str(file.parent) for place in places for file in place.glob("*/lib/libnvrtc.so.*")})
 
 
-def read(folder: Path, covered: Coverage) -> list[Report]:
-    """The reports that the program's processes wrote. What they covered is added to `covered`."""
+def read(folder: Path, sources: Path, covered: Coverage) -> list[Report]:
+    """The reports that the program's processes wrote. What they covered is added to `covered`.
+
+    sources: the folder in which CuPy keeps sources. It compiles them in a folder that is gone at the end.
+    """
     found = []
     for file in sorted(folder.glob("*.reports")):
         for line in file.read_text(encoding="utf-8").splitlines():
             made = json.loads(line)
             report = Report(**made | {"block": tuple(made["block"]), "thread": tuple(made["thread"])})
-            found.append(replace(report, file=shown(report.file)))
+            kept = sources / Path(report.file).name
+            there = not Path(report.file).exists() and kept.is_file()
+            found.append(replace(report, file=shown(str(kept) if there else report.file)))
     for file in sorted(folder.glob("*.covered")):
         made = json.loads(file.read_text(encoding="utf-8"))
         covered.launches += made["launches"]

@@ -153,12 +153,15 @@ static int start(void) {
     return table.state;
 }
 
+/* Whether a function gives something back. Libraries such as CuPy do that as Python ends, after ptxsim's end. */
+static int releases(const char *name) { return strstr(name, "Destroy") || strstr(name, "Free") || strstr(name, "Unload"); }
+
 /* The function to call, or NULL and in *result what to return. */
 static function ready(int at, int *result) {
     int state = table.state;
     if (state == STARTING || state == NEW) state = start();
     if (state != READY) {
-        *result = state == ENDED ? DEINITIALIZED : state == STARTING ? NOT_INITIALIZED : SYSTEM_NOT_READY;
+        *result = state == ENDED ? releases(names[at]) ? 0 : DEINITIALIZED : state == STARTING ? NOT_INITIALIZED : SYSTEM_NOT_READY;
         return NULL;
     }
     if (getpid() != owner) { /* CUDA does not work in a process that was forked later either */

@@ -16,6 +16,7 @@ import numpy as np
 
 from .. import isa
 from ..address_space import Allocation, Memory
+from ..demangle import readable
 from ..findings import Report
 from ..launches import Launch
 from ..machine import Machine
@@ -170,7 +171,7 @@ class State:
         """Print a line on stderr, once."""
         if text not in self.said:
             self.said.add(text)
-            print(f"ptxsim: {text}", file=sys.stderr, flush=True)
+            print(f"ptxsim: {readable(text)}", file=sys.stderr, flush=True)
 
     # ---- handles ----
     def keep(self, made: Any) -> int:

@@ -151,7 +151,7 @@ class Executable:
                 made = Step((*path, node), node.work, needs, chain)
                 if chain == len(tails):
                     tails.append(made)
-                    self.streams.append(Stream(node.device, blocking=False))
+                    self.streams.append(Stream(node.device, blocking=False, graph=self))
                 tails[chain] = made
                 self.steps.append(made)
                 after[node] = [made]
