@@ -212,6 +212,15 @@ def cuGraphAddNode_v2(now: State, node: int, graph: int, needs: int, edges: int,
     put(node, HANDLE, made.handle)
 
 
+# kinds of nodes that the stand-in lacks
+OTHERS = {
+    10: "that allocate memory",
+    11: "that free memory",
+    12: "of batches of memory operations",
+    13: "with conditions",
+}
+
+
 def work_at(now: State, kind: int, at: int) -> Work:
     """The work of a kind, by the parameters of CUgraphNodeParams at an address."""
     if kind in (RECORD, WAIT):
@@ -224,7 +233,8 @@ def work_at(now: State, kind: int, at: int) -> Work:
         COPY: lambda now, at: copy_work(now, at + 16),
     }
     if kind not in makers:
-        raise Refused("ERROR_NOT_SUPPORTED", f"graphs of the stand-in libcuda have no nodes of kind {kind}")
+        what = OTHERS.get(kind, f"of kind {kind}")
+        raise Refused("ERROR_NOT_SUPPORTED", f"graphs of the stand-in libcuda have no nodes {what}")
     return makers[kind](now, at)
 
 

@@ -163,7 +163,9 @@ HEAD = ".version 8.0\n.target sm_90\n.address_size 64\n"
 
 def kernel(name, body="", size=32768):
     shared = f".shared .align 4 .b8 {name}_s[{size}]; .reg .b32 %r; mov.u32 %r, {name}_s;" if size else ""
-    return f".visible .entry {name}(.param .u64 x)\n{{ {shared}\n// }} not the end\n{{ // callseq\n}}\n{body} ret;\n}}\n"
+    return (
+        f".visible .entry {name}(.param .u64 x)\n{{ {shared}\n// }} not the end\n{{ // callseq\n}}\n{body} ret;\n}}\n"
+    )
 
 
 def test_kernels_with_much_shared_memory_are_read_in_parts():

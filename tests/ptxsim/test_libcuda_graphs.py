@@ -83,9 +83,10 @@ def test_a_captured_graph_runs_as_often_as_it_is_launched_in_the_order_of_its_ed
     code, lines, reports = program(FORK.replace("JOIN", "order(two, one)").replace("LATER", ""))
     assert (code, lines[0], reports) == (0, "{13.0}", []), lines
     # the host's order of calls is none: the fill and the kernel that reads what it writes have no edge
-    code, _, reports = program(FORK.replace("JOIN", "").replace("LATER", "order(two, one)"))
+    code, lines, reports = program(FORK.replace("JOIN", "").replace("LATER", "order(two, one)"))
     assert code == 1
     assert len(reports) == 1
+    assert "[missing edge: add an edge between the two nodes of the graph]" in "".join(lines), lines
     assert all(word in reports[0] for word in ("race: ", "saxpy", "argument 1 of fill")), reports
 
 

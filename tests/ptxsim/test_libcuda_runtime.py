@@ -192,7 +192,7 @@ def test_a_program_by_nvcc_runs_unchanged(tmp_path):
     code, out, err = run("./program", "race", cwd=tmp_path)
     line = 1 + next(at for at, text in enumerate(CU.splitlines()) if "void scale" in text)
     assert code == 1, (out, err)
-    assert f"race: program.cu:{line}: " in out
+    assert f"race: program.cu:{line}: scale<float>, block" in out
 
 
 @pytest.mark.slow
