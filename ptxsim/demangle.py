@@ -26,7 +26,7 @@ def library() -> Any:
 
 @cache
 def demangled(name: str) -> str:
-    """A name as in C++, without the parameters and the result of a function. A name that is not mangled is unchanged."""
+    """A name as in C++, without a function's parameters and result. A name that is not mangled is unchanged."""
     calls = library()
     made = calls[0](name.encode(), None, None, None) if calls else None
     if not made:

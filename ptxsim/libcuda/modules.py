@@ -71,7 +71,7 @@ def read(now: State, text: str, copy: int) -> Program:
 
 
 def part(now: State, module: Module, kernel: str) -> Module:
-    """The part of a module that has a kernel, of handle and number of the whole; the module itself if it has no parts."""
+    """The part of a module that has a kernel, with the whole's handle; the module itself if it has no parts."""
     if module.parts is None or kernel not in module.parts.kernels:
         return module
     if kernel not in module.read:

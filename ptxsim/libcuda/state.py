@@ -67,7 +67,7 @@ class Context:
 class Module:
     """A loaded module, or a library. text: its PTX. copy: its number among loaded modules of the same text.
 
-    parts: of a module that is read in parts, of which `program` has no kernel. read: its parts, by their kernels' names.
+    parts: of a module that is read in parts; `program` then has no kernel. read: the parts, by their kernels' names.
     """
 
     program: Program
