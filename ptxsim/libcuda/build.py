@@ -24,12 +24,13 @@ PER_THREAD = Path(__file__).with_name("per_thread.txt")
 RUNTIME = [Path(__file__).with_name(name) for name in ("runtime.c", "runtime_missing.c")]
 RUNTIME_NAMES = Path(__file__).with_name("runtime_names.txt")
 RUNTIMES = (12, 13)  # the major versions of libcudart
+NVRTC = Path(__file__).with_name("nvrtc.c")
 ABSENT = Path(__file__).with_name("absent.c")
 ABSENT_NAMES = Path(__file__).with_name("absent_names.txt")
 TIME = 300  # seconds that the compilation may take
 LIBRARY = "libcuda.so.1"
 OPTIONS = ["-shared", "-fPIC", "-O2", "-fvisibility=hidden", "-Wl,-z,nodelete", "-w"]
-VERSIONS = "{library} {{ global: cu*; __cuda*; local: *; }};\n"  # NVIDIA's version of a library's symbols
+VERSIONS = "{library} {{ global: cu*; __cuda*; nvrtc*; local: *; }};\n"  # NVIDIA's version of a library's symbols
 PTXAS = Path(__file__).with_name("ptxas.sh")
 
 
@@ -82,11 +83,12 @@ def absent() -> dict[str, tuple[str, str, list[str]]]:
 def folder() -> Path:
     """The folder with the library, as libcuda.so.1 and libcuda.so, with runtimes, and with a stand-in for ptxas.
 
-    Its folder `absent` has stand-ins for libraries such as cuBLAS. The libraries are compiled if they are not there.
+    Its folder `absent` has stand-ins for libraries such as cuBLAS, and the folders `nvrtc12` and `nvrtc13` have one for
+    NVRTC, which calls NVRTC. The libraries are compiled if they are not there.
 
     Raises EnvironmentProblem if there is no C compiler, or if it fails.
     """
-    parts = [regular.read(file).decode() for file in (SOURCE, PTXAS, *RUNTIME, ABSENT, ABSENT_NAMES)]
+    parts = [regular.read(file).decode() for file in (SOURCE, PTXAS, *RUNTIME, NVRTC, ABSENT, ABSENT_NAMES)]
     parts += [*symbols(), *runtime_symbols(), VERSIONS, *OPTIONS]
     parts.append(os.environ.get("CC", ""))
     with own():
@@ -130,6 +132,10 @@ def compiled(place: Path) -> None:
             files = [*map(str, RUNTIME), str(made), "-Wl,-rpath,$ORIGIN", "-lpthread"]
             versioned([*words, *defined, *files], runtime)
             os.replace(runtime, place / runtime.name)
+            passing = Path(temporary) / f"libnvrtc.so.{version}"
+            versioned([*words, f'-DREAL="{nvrtc_variable(version)}"', str(NVRTC), "-ldl"], passing)
+            (place / f"nvrtc{version}").mkdir(exist_ok=True)
+            os.replace(passing, place / f"nvrtc{version}" / passing.name)
         (place / "absent").mkdir(exist_ok=True)
         for file, (name, code, functions) in absent().items():
             other = Path(temporary) / file
@@ -144,6 +150,11 @@ def compiled(place: Path) -> None:
         os.replace(assembler, place / "ptxas")
         os.replace(link, place / "libcuda.so")
         os.replace(made, place / LIBRARY)
+
+
+def nvrtc_variable(version: int) -> str:
+    """The variable that names NVRTC's own library to its stand-in. version: the library's."""
+    return f"PTXSIM_NVRTC_{version}"
 
 
 def listed(names: list[str]) -> str:

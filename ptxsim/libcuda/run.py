@@ -111,14 +111,20 @@ def environment(library: Path, folder: str, machine: dict[str, Any]) -> dict[str
 
     If the user named no cache for Triton, Triton gets one for programs of the current folder. One reason is that its
     machine code is PTX here. Another is that Triton would reuse a kernel of the same text that a program of another
-    folder compiled, and reports would name that folder's file.
+    folder compiled, and reports would name that folder's file. CuPy gets a cache for the same reasons. It keeps the
+    sources there that reports name. After the user's folders of libraries come those with NVRTC and with stand-ins for
+    libraries such as cuBLAS. Where there is NVRTC, programs find a stand-in first, which lets it write lines.
     """
     here = hashlib.sha256(os.fsencode(Path.cwd())).hexdigest()[:16]
     root = str(Path(__file__).resolve().parents[2])
     standard = [sysconfig.get_path("stdlib"), os.path.join(sysconfig.get_path("platstdlib"), "lib-dynload")]
     places = [place for place in sys.path if os.path.isdir(place) and place not in standard]
     before = os.environ.get("LD_LIBRARY_PATH")
-    libraries = [str(library), *([before] if before else []), *nvrtc_folders(), str(library / "absent")]
+    users = before.split(":") if before else []
+    nvrtc = {version: found for version in build.RUNTIMES if (found := nvrtc_library(version, users))}
+    passing = [str(library / f"nvrtc{version}") for version in nvrtc]
+    folders = [os.path.dirname(found) for found in nvrtc.values()]
+    libraries = [str(library), *passing, *users, *folders, str(library / "absent")]
     return os.environ | {
         "LD_LIBRARY_PATH": ":".join(libraries),
         "TRITON_LIBCUDA_PATH": str(library),
@@ -128,6 +134,7 @@ def environment(library: Path, folder: str, machine: dict[str, Any]) -> dict[str
         "CUPY_COMPILE_WITH_PTX": "1",
         "CUPY_CACHE_DIR": os.environ.get("CUPY_CACHE_DIR") or str(library / "cupy" / here),
         "CUPY_CACHE_SAVE_CUDA_SOURCE": "1",
+        **{build.nvrtc_variable(version): found for version, found in nvrtc.items()},
         SETTING: json.dumps({"folder": folder, "machine": machine}),
         "PTXSIM_PATH": os.pathsep.join([root, *places]),
         "PTXSIM_LIBPYTHON": build.libpython(),
@@ -137,10 +144,11 @@ def environment(library: Path, folder: str, machine: dict[str, Any]) -> dict[str
     }
 
 
-def nvrtc_folders() -> list[str]:
-    """The folders of this Python's packages that have NVRTC's library."""
-    places = [Path(place) / "nvidia" for place in sys.path if os.path.isdir(place)]
-    return sorted({str(file.parent) for place in places for file in place.glob("*/lib/libnvrtc.so.*")})
+def nvrtc_library(version: int, folders: list[str]) -> str:
+    """The path of NVRTC's library in the first of some folders, or in this Python's packages; '' if there is none."""
+    packages = [file.parent for place in sys.path for file in Path(place).glob(f"nvidia/*/lib/libnvrtc.so.{version}")]
+    files = [Path(folder) / f"libnvrtc.so.{version}" for folder in [*folders, *packages]]
+    return next((str(file.resolve()) for file in files if file.is_file()), "")
 
 
 def read(folder: Path, sources: Path, covered: Coverage) -> list[Report]:

@@ -318,7 +318,7 @@ def test_the_library_is_compiled_again_for_other_options_and_by_several_at_once(
     with ThreadPoolExecutor(4) as pool:
         found = set(pool.map(lambda _: build.folder(), range(4)))
     (first,) = found
-    libraries = ["libcuda.so", "libcuda.so.1", "libcudart.so.12", "libcudart.so.13"]
+    libraries = ["absent", "libcuda.so", "libcuda.so.1", "libcudart.so.12", "libcudart.so.13", "nvrtc12", "nvrtc13"]
     assert sorted(path.name for path in first.iterdir()) == [*libraries, "ptxas"]
     ctypes.CDLL(str(first / "libcuda.so.1"))
     monkeypatch.setattr(build, "OPTIONS", [*build.OPTIONS, "-DOTHER"])

@@ -43,7 +43,7 @@ extern "C" __global__ void total(const float *x, float *out, int n) {
     if (threadIdx.x == 0) out[0] = parts[0];
 }
 '''
-total = cupy.RawKernel(code, "total", options=("--generate-line-info", *sys.argv[1:]))
+total = cupy.RawKernel(code, "total", options=tuple(sys.argv[1:]))
 x, out = cupy.arange(1000, dtype=cupy.float32), cupy.zeros(1, cupy.float32)
 total((1,), (128,), (x, out, cupy.int32(1000)))
 print(out[0])
