@@ -147,7 +147,7 @@ def environment(library: Path, folder: str, machine: dict[str, Any]) -> dict[str
 def nvrtc_library(version: int, folders: list[str]) -> str:
     """The path of NVRTC's library in the first of some folders, or in this Python's packages; '' if there is none."""
     packages = [file.parent for place in sys.path for file in Path(place).glob(f"nvidia/*/lib/libnvrtc.so.{version}")]
-    files = [Path(folder) / f"libnvrtc.so.{version}" for folder in [*folders, *packages]]
+    files = [folder / f"libnvrtc.so.{version}" for folder in [*map(Path, folders), *packages]]
     return next((str(file.resolve()) for file in files if file.is_file()), "")
 
 
