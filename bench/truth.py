@@ -6,7 +6,7 @@
 `measure` times calls of shapes A to E and G: fused and bulk, rows that move and rows that may stay, even and skewed
 routing, without and with emulated links (see bench/truth_runs.py). It takes about ten minutes on two idle cores.
 `compare` simulates every point. The rates of the expert kernel come from a layer of another shape, and the costs of
-rows, calls and collectives from three layers that are not judged (aristos/simulate/fit.py). A point is right if the
+rows, calls and collectives from three layers that are not judged (truth_fit.py). A point is right if the
 simulated call differs from the real one by at most a tenth. `compare` takes several files, which are measurements of
 the same points at different times. Of each point it judges the measurement during which the machine was the least
 disturbed, as the probes show.
@@ -29,12 +29,12 @@ from pathlib import Path  # noqa: E402
 from typing import Any  # noqa: E402
 
 import numpy as np  # noqa: E402
+import truth_fit  # noqa: E402
 from truth_runs import CALIBRATION, QUARTILES, Case, Runs, cases  # noqa: E402
 
 from aristos.host.nodes import Nodes  # noqa: E402
 from aristos.placement import Placement  # noqa: E402
 from aristos.row_types import ROW_TYPES  # noqa: E402
-from aristos.simulate import fit  # noqa: E402
 from aristos.simulate.machine import Costs, Kernel, Machine  # noqa: E402
 from aristos.simulate.outcome import Outcome  # noqa: E402
 from aristos.simulate.rank import Layer  # noqa: E402
@@ -106,11 +106,13 @@ class Simulated:
         self.python = min(each["python"] for each in self.found)
         self.costs: dict[str, Costs] = {}
         for dtype in dict.fromkeys(each["case"]["dtype"] for each in self.found):
-            layers: dict[str, list[fit.Observed]] = {}
+            layers: dict[str, list[truth_fit.Observed]] = {}
             for each in self.found:
                 if each["case"]["dtype"] == dtype and calibrates(each):
                     layers.setdefault(each["case"]["name"], []).append(self._observed(each))
-            self.costs[dtype] = self._closed(fit.costs(Costs(), [fit.least(same) for same in layers.values()]), dtype)
+            self.costs[dtype] = self._closed(
+                truth_fit.costs(Costs(), [truth_fit.least(same) for same in layers.values()]), dtype
+            )
 
     def _closed(self, costs: Costs, dtype: str) -> Costs:
         """Costs with which simulated calls of the calibration's layer with the fewest tokens take as long as real ones.
@@ -120,7 +122,7 @@ class Simulated:
         same = [f for f in self.found if calibrates(f) and f["case"]["dtype"] == dtype]
         fewest = min(f["case"]["tokens"] for f in same)
         few = [(f, f["points"][0]) for f in same if f["case"]["tokens"] == fewest]
-        for name, cost, parts in (("fused", "call", 1), ("bulk", "collective", fit.COLLECTIVES)):
+        for name, cost, parts in (("fused", "call", 1), ("bulk", "collective", truth_fit.COLLECTIVES)):
             missing = [  # ms, undisturbed
                 (point[name][self.which] - self.call(f, point, name, costs)) * self.python_speed(point)
                 for f, point in few
@@ -156,7 +158,7 @@ class Simulated:
         kernel = Kernel(call=0.0, rates={int(rows): 2 / (1 / first[rows] + 1 / second[rows]) for rows in first})
         if point["link"] is not None:
             latency, rate = point["link"]
-            costs = replace(costs, local=1e3 * latency, local_kib=fit.KIB / rate)
+            costs = replace(costs, local=1e3 * latency, local_kib=truth_fit.KIB / rate)
         ids = list(self.routings[case.key])
         moves: Any = "auto" if name == "stay" else "tokens"
         layer = Layer(case.cfg, Placement(None, case.experts, len(ids)), ids, moves)
@@ -169,7 +171,7 @@ class Simulated:
         sim.run()
         return float(np.median(Outcome.of(sim).calls[1:]))
 
-    def _observed(self, found: dict[str, Any]) -> fit.Observed:
+    def _observed(self, found: dict[str, Any]) -> truth_fit.Observed:
         """What a layer of the calibration showed, as means over the ranks."""
         case, point = Case(**found["case"]), found["points"][0]
         fused, bulk = (point["stats"][name] for name in ("fused", "bulk"))
@@ -180,12 +182,12 @@ class Simulated:
         busy = [e["compute_seconds"] + e["dispatch_seconds"] + e["combine_seconds"] for e in bulk]
         busiest, elapsed = int(np.argmax(busy)), point["elapsed"]
         outside = [whole - each["call_seconds"] for whole, each in zip(elapsed["fused"], fused)]
-        return fit.Observed(
+        return truth_fit.Observed(
             tokens=case.tokens,
             row_bytes=width,
             choices=case.top_k,
             moved=round(float(np.mean(moved))),
-            collective_kib=float(np.mean([2 * (n + m) for n, m in zip(own, moved)])) * width / fit.KIB,
+            collective_kib=float(np.mean([2 * (n + m) for n, m in zip(own, moved)])) * width / truth_fit.KIB,
             dispatch=1e9 * float(np.mean([each["dispatch_seconds"] for each in fused])),
             combine=1e9 * float(np.mean([each["combine_seconds"] for each in fused])),
             outside=1e9 * speed * float(np.mean(outside)),

@@ -1,4 +1,4 @@
-"""Costs of a machine from real calls on it: copies, combining, collectives, and calls outside of the engine's loop."""
+"""Costs of a machine that real calls show, for bench/truth.py: copies, combining, collectives, and calls as a whole."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from .machine import Costs
+from aristos.simulate.machine import Costs
 
 KIB = 1024
 COLLECTIVES = 3  # collectives of a bulk call: one for the counts of rows, two for rows
