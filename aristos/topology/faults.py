@@ -51,9 +51,10 @@ def fewer(gpus: Sequence[str], links: Mapping[tuple[str, str], Link]) -> list[Fa
     """Return a fault for each GPU or pair that has fewer NVLinks than its siblings.
 
     In a cube mesh of V100s some pairs have half as many NVLinks as others. So a pair that has at most half of the
-    largest number is no fault.
+    largest number is no fault. NVML does not give a link for every pair.
     """
-    bonds = {pair: links[pair].count for pair in itertools.combinations(gpus, 2) if links[pair].kind == "NV"}
+    known = [pair for pair in itertools.combinations(gpus, 2) if pair in links]
+    bonds = {pair: links[pair].count for pair in known if links[pair].kind == "NV"}
     most = max(bonds.values(), default=0)
     few = [pair for pair, count in bonds.items() if most < 2 * count < 2 * most]
     total = {gpu: sum(count for pair, count in bonds.items() if gpu in pair) for gpu in gpus}

@@ -146,6 +146,12 @@ def test_a_cube_mesh_is_no_fault_but_a_lost_link_in_it_is():
     assert [text.split(" has")[0] for text in found(cube(True))] == ["GPU0", "GPU7"]
 
 
+def test_a_pair_without_a_known_link_shares_no_nvlinks():
+    bond = Link("NV", 6)
+    known = {("GPU0", "GPU1"): bond, ("GPU1", "GPU0"): bond}
+    assert [fault.text for fault in faults.fewer(["GPU0", "GPU1", "GPU2", "GPU3"], known)] == []
+
+
 def test_lists_of_cpus_that_were_cut():
     text = "\tGPU0\tCPU Affinity\nGPU0\t X \t{}\n"
     (fault,) = smi_node.read(text.format("0,2,4,6,8,10"))[1]
