@@ -108,13 +108,14 @@ def main(argv: list[str]) -> int:
 
 
 def run(asked: argparse.Namespace) -> int:
-    from ..planner import Infeasible, picture, solve
+    from ..planner import Infeasible, solve
     from ..planner.plan import infeasible_json
+    from ..topology.drawing import pyplot
 
     started = time.monotonic()
     try:
         if asked.plot is not None:
-            picture.check()  # now, because the solver may run for minutes
+            pyplot()  # now, because the solver may run for minutes
         problem = _problem(asked)
         plan = solve(problem, asked.objective, asked.allreduce, asked.deadline, asked.seed)
     except Infeasible as why:

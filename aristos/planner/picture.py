@@ -2,23 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.util
-
 import numpy as np
 
 from kernel_cache import regular
 
-from ..errors import EnvironmentProblem
+from ..topology.drawing import pyplot
 from .baselines import groups_of, node_of
 from .plan import Plan
 
 MOST_DEVICES = 4096  # the squares of more devices would be too small to see
-
-
-def check() -> None:
-    """Raise EnvironmentProblem if Matplotlib is missing, so that nothing can be drawn."""
-    if importlib.util.find_spec("matplotlib") is None:
-        raise EnvironmentProblem("Matplotlib is not installed: pip install 'aristos[plot]'")
 
 
 def draw(plan: Plan, path: str) -> None:
@@ -27,11 +19,7 @@ def draw(plan: Plan, path: str) -> None:
     Raises EnvironmentProblem without Matplotlib, ValueError for too many devices or an unknown ending, and OSError.
     """
     regular.refuse_others(path)
-    check()
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    plt = pyplot()
     from matplotlib.patches import Rectangle
 
     problem = plan.problem

@@ -24,6 +24,18 @@ PALE, INK, GREY = "#f4f4f4", "#222222", "#888888"
 LABELLED = 20  # the most rows of a matrix whose cells have text
 
 
+def pyplot() -> Any:
+    """Matplotlib's pyplot, set to draw only to files. Raises EnvironmentProblem if Matplotlib is not installed."""
+    try:
+        import matplotlib
+    except ImportError:
+        raise EnvironmentProblem("Matplotlib is not installed: pip install 'aristos[plot]'") from None
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    return pyplot
+
+
 def draw(topology: Topology, path: Path) -> None:
     """Write the picture to `path`, a .png, .svg or .pdf.
 
@@ -32,22 +44,16 @@ def draw(topology: Topology, path: Path) -> None:
     if path.suffix.lower() not in FORMATS:
         raise InputError(f"a picture's name must end in {', '.join(FORMATS)}, got {str(path)!r}")
     regular.refuse_others(path)
-    try:
-        import matplotlib
-    except ImportError:
-        raise EnvironmentProblem("Matplotlib is not installed: pip install 'aristos[plot]'") from None
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
+    plt = pyplot()
     node = topology.nodes[topology.here] if topology.here is not None and topology.nodes else None
     panels = ["machine"] if node else []
     panels += ["matrix"] if node and len(node.devices) + len(node.nics) > 1 and node.links else []
     panels += ["network"] if topology.network.parents else []
     widths = {"machine": 9.0, "matrix": 6.5, "network": 9.0}
-    with pyplot.rc_context(
+    with plt.rc_context(
         {"text.parse_math": False, "font.size": 9, "savefig.dpi": 150, "figure.constrained_layout.use": True}
     ):
-        figure = pyplot.figure(figsize=(sum(widths[p] for p in panels) or 4, 5.6 if panels != ["machine"] else 3.6))
+        figure = plt.figure(figsize=(sum(widths[p] for p in panels) or 4, 5.6 if panels != ["machine"] else 3.6))
         axes = figure.subplots(1, len(panels) or 1, squeeze=False, width_ratios=[widths[p] for p in panels] or [1])[0]
         for axis, panel in zip(axes, panels):
             if panel == "machine" and node:
@@ -64,7 +70,7 @@ def draw(topology: Topology, path: Path) -> None:
             more = f"\nand {len(topology.faults) - 4} more faults" if len(topology.faults) > 4 else ""
             figure.supxlabel(listed + more, fontsize=8, color=OF["SYS"], x=0.01, ha="left")
         figure.savefig(path)
-        pyplot.close(figure)
+        plt.close(figure)
 
 
 def _groups(node: Node) -> list[tuple[str, list[Gpu], list[str]]]:

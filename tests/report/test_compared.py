@@ -405,13 +405,13 @@ def test_pictures_of_both_are_drawn_if_a_folder_is_named(files, tmp_path, capsys
 
 
 def test_without_matplotlib_pictures_name_the_extra(files, tmp_path, capsys, monkeypatch):
-    from aristos.bench import plots
     from aristos.errors import EnvironmentProblem
+    from aristos.topology import drawing
 
     def missing():
         raise EnvironmentProblem("Matplotlib is not installed")
 
-    monkeypatch.setattr(plots, "_pyplot", missing)
+    monkeypatch.setattr(drawing, "pyplot", missing)
     assert main(["compare", files["first"], files["slower"], "--out", str(tmp_path / "drawn")]) == 3
     said = capsys.readouterr()
     assert "tokens 8, bulk" in said.out

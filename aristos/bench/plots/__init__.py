@@ -18,9 +18,10 @@ from typing import Any
 from kernel_cache import regular
 from kernel_cache.texts import shown
 
-from ...errors import AristosError, EnvironmentProblem, InputError, ResultsError
+from ...errors import AristosError, InputError, ResultsError
 from ...primitives.aside import write_bytes
 from ...results import Run, Table, load
+from ...topology import drawing
 
 MOST_NAMED = 20  # runs that an error names
 Picture = Callable[[Table], Any]
@@ -41,7 +42,7 @@ def draw(file: str, folder: Path, *, run: str | None = None, form: str = "png") 
     installed.
     """
     found = choose(file, run)
-    pyplot = _pyplot()
+    pyplot = drawing.pyplot()
     from .labels import drawable
     from .style import STYLE, footer
 
@@ -69,7 +70,7 @@ def draw_both(runs: tuple[Run, Run], folder: Path) -> list[Path]:
 
     Raises EnvironmentProblem if Matplotlib is not installed.
     """
-    pyplot = _pyplot()
+    pyplot = drawing.pyplot()
     from .labels import drawable
     from .style import STYLE, beside, footer
 
@@ -99,7 +100,7 @@ def draw_timelines(files: list[str], target: Path) -> Path:
 
     Raises ResultsError if a file is no timeline, EnvironmentProblem if Matplotlib is not installed.
     """
-    pyplot = _pyplot()
+    pyplot = drawing.pyplot()
     from .style import STYLE
     from .timeline import timelines
 
@@ -115,18 +116,6 @@ def _save(figure: Any, path: Path, **options: Any) -> None:
     content = io.BytesIO()
     figure.savefig(content, format=path.suffix[1:], **options)
     write_bytes(path, content.getvalue())
-
-
-def _pyplot() -> Any:
-    """Matplotlib's pyplot, set to draw only to files."""
-    try:
-        import matplotlib
-    except ImportError:
-        raise EnvironmentProblem("Matplotlib is not installed: pip install 'aristos[plot]'") from None
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    return pyplot
 
 
 @contextlib.contextmanager
