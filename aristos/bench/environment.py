@@ -10,12 +10,11 @@ import ctypes
 import os
 import platform
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
-from ..host import launch_environment, slurm_variables
+from ..host import launch_environment, mpi_world, slurm_variables
 from ..host.versions import versions
 from ..primitives import isa
 from ..results import SCHEMA
@@ -48,15 +47,6 @@ def commit() -> str:
         return subprocess.run(words, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return ""
-
-
-def mpi_library() -> str:
-    """The MPI library's version line; "none" if MPI is not loaded."""
-    if "mpi4py.MPI" not in sys.modules:
-        return "none"
-    from mpi4py import MPI
-
-    return " ".join(MPI.Get_library_version().replace("\0", "").split("\n")[0].split())
 
 
 def hold_blas(threads: int) -> str:
@@ -105,7 +95,7 @@ def facts(world: World, argv: list[str], seed: int) -> dict[str, Any]:
         "isa": isa.agreed(sets),
         "isa_of_rank": [each.sets[0] for each in sets],
         "machine": f"{platform.system()} {platform.release()} {platform.machine()}",
-        "mpi_library": mpi_library(),
+        "mpi_library": mpi_world.library_version(),
         "launcher": started[0] if started else "none",
         "clock": "time.perf_counter and CLOCK_MONOTONIC",
         "load_average": os.getloadavg()[0],

@@ -21,10 +21,11 @@ from kernel_cache.texts import aligned
 from ..errors import AristosError, EnvironmentProblem, InputError
 from ..host import workarounds
 from ..host.launch_environment import complain
+from ..host.mpi_world import library_version
 from ..topology import Topology, table
 from ..topology import links as file
 from ..topology.links import MIB, Links
-from . import environment, pairs, world
+from . import pairs, world
 from .main import ENVIRONMENT, OK, crashed, interrupted, leave
 
 PROG = "aristos topo"
@@ -82,7 +83,7 @@ def _links(ranks: world.World, again: bool) -> Links:
     from . import links
 
     topology, seats = links.survey(ranks)
-    library = environment.mpi_library()
+    library = library_version()
     hosts = [topology.nodes[seat.node].name for seat in seats]
     path = file.cache_path(hosts, links.seats(topology, seats), library, os.environ)
     known = ranks.bcast(None if again or not ranks.lead else _cached(path))

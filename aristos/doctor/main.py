@@ -14,6 +14,7 @@ from typing import Any
 from ..host import launch_environment, mpi_library, slurm_variables, workarounds
 from ..host.mpi_files import SHM, leftovers
 from ..host.mpi_library import Library
+from ..host.mpi_world import library_version
 from ..host.versions import version, versions
 from . import cores, equal, gpu_facts, gpus, kernels, libraries, package, progress, shared_memory, slurm, windows
 from .finding import Finding, fail, guarded, merged
@@ -138,7 +139,7 @@ def _levels() -> tuple[int, int]:
 def _facts() -> dict[str, str]:
     """Facts that should be equal on all ranks."""
     sources: dict[str, Callable[[], Any]] = {
-        "MPI library": _library_version,
+        "MPI library": library_version,
         "instructions": kernels.isa,
         "kernel cache": lambda: kernels.folder().parent,
         "core count": lambda: len(os.sched_getaffinity(0)),
@@ -150,12 +151,6 @@ def _facts() -> dict[str, str]:
         except Exception as why:
             facts[name] = f"unknown ({type(why).__name__})"
     return facts
-
-
-def _library_version() -> str:
-    from mpi4py import MPI
-
-    return " ".join(MPI.Get_library_version().replace("\0", "").split("\n")[0].split())
 
 
 def _hung(report: ReportWriter, text: str) -> None:

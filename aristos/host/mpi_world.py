@@ -1,4 +1,4 @@
-"""COMM_WORLD of the tasks that a launcher has started, or an error that says why MPI does not see them."""
+"""COMM_WORLD of the tasks that a launcher has started, or why MPI does not see them; and the version of MPI."""
 
 from __future__ import annotations
 
@@ -39,6 +39,15 @@ def connect() -> Any:
     if wrong is not None:
         raise EnvironmentProblem(wrong)
     return MPI.COMM_WORLD
+
+
+def library_version() -> str:
+    """The MPI library's version line; "none" if MPI is not loaded."""
+    if not _has_started():
+        return "none"
+    from mpi4py import MPI
+
+    return " ".join(MPI.Get_library_version().replace("\0", "").split("\n")[0].split())
 
 
 def _has_started() -> bool:
