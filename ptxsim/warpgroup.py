@@ -264,7 +264,7 @@ def fetch(x, warp, thread, block, pc, row, kind, unsigned, transposed, first, co
 
 @jit
 def operand(x, warp, thread, block, pc, descriptor, kind, unsigned, transposed, first, count, high, to, out):
-    """Read part of an operand, as `fetch` does, through the agent that is set.
+    """Read part of an operand, as `fetch` does, by the agent of `agents.as_agent`.
 
     high: a number added to addresses to name another block (isa.RANK_SHIFT). to: the first row or column of out.
     """
@@ -290,7 +290,7 @@ def operand(x, warp, thread, block, pc, descriptor, kind, unsigned, transposed, 
 
 @jit
 def read_part(x, thread, block, place, kind, pc):
-    """Check and record that the agent that is set reads 16 bytes of an operand. Padding in them is not read."""
+    """Check and record that the agent of `agents.as_agent` reads 16 bytes of an operand, without their padding."""
     size = bytes_used(kind)
     if size < PART:
         grain = shadow_of(x, block, isa.SHARED, place)[1]

@@ -121,7 +121,7 @@ def ping(
 
 @jit
 def pong(wire, peer, slots_at, slots_here, nbytes, answered_at, asked_here, coded, base, turns, deadline):
-    """Send the payload that arrives back, `turns` times."""
+    """Send back each payload that arrives, `turns` times."""
     for turn in range(base + 1, base + turns + 1):
         if await_coded(wire, asked_here, turn, deadline) == 0:
             return 0
@@ -181,9 +181,9 @@ def all_to_all(
 ):
     """`oneside.all_to_all` between nodes: stores to rank p if bases[p] is not 0, else MPI puts.
 
-    bases: [W] window addresses of local ranks, 0 for remote ones. shift: [W] start of the MPI windows. here: address of
-    this rank's MPI window. coded: [W] buffers from which words are put. A flag of a remote rank is a word {value,
-    complement}, at the same offset of the MPI window.
+    bases: [W] window addresses of local ranks, 0 for remote ones. shift: [W] bytes from the start of each rank's MPI
+    window to its part of it, where offsets begin. here: address of this rank's part. coded: address of [W] buffers from
+    which words are put. A flag of a remote rank is a word {value, complement}, at the same offset of its part.
     """
     world = bases.size
     for d in range(1, world + 1):

@@ -73,7 +73,7 @@ class Workload:
         return stacked
 
     def layer(self, schedule: Any, threads: int | None, stacked: dict[str, Any] | None = None, **options: Any) -> Any:
-        """A loaded `aristos.MoE` in the default placement. options: further ones of MoE; with bulk, tokens move."""
+        """A loaded `aristos.MoE` in the default placement. options: other arguments of MoE. Bulk moves tokens."""
         usual = {"backend": "cpu", "placement": self.placement.tolist(), "ranks_per_node": self.world.ranks_per_node}
         if schedule == "bulk":
             options["moves"] = "tokens"

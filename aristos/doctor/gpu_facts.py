@@ -1,4 +1,4 @@
-"""The GPUs that a process sees through the kernel, NVML or nvidia-smi, and the driver. `gpus.py` judges these facts.
+"""The GPUs that a process sees through Linux, through NVML or nvidia-smi, and through libcuda. `gpus.py` judges them.
 
 The driver is called by ctypes. So no package is needed, and no context is created on a GPU.
 """
@@ -43,7 +43,7 @@ class NodeGpus:
     """The GPUs of a node as its first rank sees them. driver: None without libcuda. devices: from NVML or nvidia-smi.
 
     bus: PCI addresses of all GPUs of the machine, even hidden ones. files: how many files /dev/nvidia0, 1, ... there
-    are. caps: whether /dev/nvidia-caps exists, which MIG slices need.
+    are. caps: whether /dev/nvidia-caps has entries, which MIG slices need.
     """
 
     driver: DriverAnswer | None

@@ -33,7 +33,8 @@ PROGRESS_NS = 1_000 * wire.PROGRESS_US
 TOKEN_BLOCK = 2  # tokens of a route or combine command; few, so that a call has several commands
 ROUNDS_OF_TIME = 60  # how often time may be moved on because no actor can go on
 PASSING = 130  # seconds by which time moves on in such a round, more than a timeout
-LATEST = 2 * OVERDUE * PASSING  # s in which every wait for a lost rank ends; half of the allowed steps last as long
+# seconds within which every wait for a lost rank ends; `monotonic` lets them pass within half of the allowed steps
+LATEST = 2 * OVERDUE * PASSING
 BLIND = 50  # idle polls that an actor may make without having checked every peer's poison
 KERNELS = ("expert_rows", "backward_rows", "up_columns", "down_columns", "combine_token")
 PATIENT = 4_000  # visible operations allowed for each row, and twice as many for each call of a rank
@@ -118,8 +119,9 @@ class Cluster:
             (words, "TOKEN_BLOCK"): TOKEN_BLOCK,
             (experts, "GROUP"): self.case.group,
             (column_runs, "SHARES_PER_TRY"): 2,
-            (outbox, "TURN_RANKS"): self.case.ranks - 1,  # without a bell a poll reads only poison, of all peers: so
-            (outbox, "TURN_WORDS"): words.POISON + 1,  # a rank waits for ever if a bell does not ring
+            # while no bell rings, a poll reads only poison, of all peers: a rank waits for ever if a bell fails to ring
+            (outbox, "TURN_RANKS"): self.case.ranks - 1,
+            (outbox, "TURN_WORDS"): words.POISON + 1,
             (failure, "load_acquire"): self.memory.load_acquire,
             (failure, "time"): SimpleNamespace(monotonic=self.monotonic),
         }
@@ -203,7 +205,7 @@ class Cluster:
             self.memory.idle()
 
     def look(self, rank: Rank) -> int:
-        """Mark the state that workers decide from as changed, so that workers that wait poll again."""
+        """Wake a rank's waiting workers if the state that they decide from has changed. Returns its fingerprint."""
         now = rank.fingerprint()
         if rank.print != now:
             rank.print = now
@@ -237,7 +239,7 @@ class Cluster:
         return self.seconds + 2 * LATEST * (self.sched.steps - self._lost) / self.sched.bound
 
     def time_passes(self) -> bool:
-        """Move time on because no actor can go on. If ranks may have failed, timeouts then run out."""
+        """If a rank is lost, move time on, so that timeouts run out. Returns whether an actor can then go on."""
         fault = self.case.fault
         lost = any(rank.lost for rank in self.ranks)
         if fault is None or not lost or self._passed >= ROUNDS_OF_TIME:

@@ -74,10 +74,11 @@ class Matrix:
 
 
 class Packed:
-    """One expert with its weights packed: y = act(x up + up_bias) [* (x gate + gate_bias)] down + down_bias.
+    """One expert with its weights packed: y = h down + down_bias.
 
-    up, gate: [H, F] float32, bfloat16 (ml_dtypes) or float16; down: [F, H]; biases: [F], [F], [H] float32. With a gate,
-    the activation is applied to the gate projection, and `limit` bounds both projections. limit, precision: see
+    up, gate: [H, F] float32, bfloat16 (ml_dtypes) or float16; down: [F, H]; biases: [F], [F], [H] float32. h is
+    act(x up + up_bias), or act(x gate + gate_bias) * (x up + up_bias) if there is a gate; then `limit` bounds both
+    projections. limit, precision: see
     MoEConfig. weight_dtype: the type of packed weights to which the matrices are rounded, see `aristos.packed`.
     Matrices may also be `Quantised`; then `dtype` is the type of rows, float32 or bfloat16. Not thread-safe: use one
     object per thread.

@@ -44,9 +44,9 @@ DEAR = 4.0  # cost of leaving a device out, in groups
 WHOLE_SECONDS = 4.0  # time limit of one search for a partition of whole columns
 WHOLE_MOST = 800  # the most columns of one search: with many thousands the solver overruns its time limit
 KINDS, PARTS = 8, 32  # units are the KINDS largest values, divided by 1..PARTS
-LITTLE = 1e-3  # a unit may be used if it adds at most this share of the sum of values more than the best unit adds
+LITTLE = 1e-3  # rounding up to a unit may add this share of the sum of values more than rounding up to the best unit
 UP, DOWN = 1e-9, 1e-6  # the most rounding error of a value, and of a sum of under 1000 values, in units
-PARTITIONS = 4  # the most searches in a row; each finds fewer groups, which allow longer stages
+PARTITIONS = 4  # the most searches in a row; each finds more groups, whose all-reduce leaves less time for stages
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ class Columns:
         rows = [np.searchsorted(m, each) for each in lowest]
         own = [np.full((n + 1, len(each) + 1), np.inf) for each in lowest]
         alpha, beta = p.alpha_us[np.ix_(m, m)], p.beta_us_per_mib[np.ix_(m, m)]
-        # the bound from the children alone: a group's smallest part has at most half of its devices
+        # a lower bound on max C of s devices that lie in several children: one of them has at most s // 2
         split = np.full(n + 1, np.inf)
         comm, parts = reach(p, cell)
         for s in range(2, n + 1):
@@ -148,7 +148,7 @@ class Columns:
             self._add(np.array(sorted(group)), math.inf)
 
     def _add(self, group: Counts, stage: float) -> bool:
-        """Add a column. Returns whether it is new, or allowed for shorter stages than before."""
+        """Add a column. Returns whether it is new with a finite stage, or allowed for shorter stages."""
         key = tuple(int(i) for i in group)
         had = self.columns.get(key)
         if had is None:
@@ -230,7 +230,10 @@ class Columns:
         return of, memories, rates, int(needed[0]), np.where(np.isfinite(wanted), need, -1)
 
     def _price(self, tables: list[Any], b: float, asked: Floats, prices: Floats) -> tuple[float, list[tuple[int, ...]]]:
-        """(the most that a group is worth at the prices `asked`, infinite if time is up; new groups at the duals)."""
+        """(the most that a group is worth at the prices `asked`, the new groups worth more than 1 at `prices`).
+
+        The first is infinite if time is up.
+        """
         most = 0.0
         fresh: list[tuple[int, ...]] = []
 

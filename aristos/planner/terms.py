@@ -3,7 +3,8 @@
 In Python the functions take numbers or NumPy arrays, in compiled loops numbers. The bounds rely on three properties,
 which a change here must keep:
 
-- `pi_us` grows with the size and falls with the rates. `rates_for` and `rate_each` are its inverses: change all three.
+- `pi_us` grows with the size if `grows`, and falls with the rates. `rates_for` and `rate_each` are its inverses: change
+  all three.
 - `comm_us` is linear in alpha and beta, so a device's C is the same whether its partners' alphas and betas or their
   times are summed. It falls with the size of the group only through `share_mib`.
 - A stage is pi + max C: `bounds`, `columns` and `reducing` subtract C from a stage's limit.
@@ -52,7 +53,7 @@ def link_us(alpha: Any, beta: Any, mib: Any) -> Any:
 
 @term
 def comm_us(crossings: Any, alpha: Any, beta: Any, share: Any) -> Any:
-    """C of a device from sums of alpha and beta over its partners; or a partner's part of C from its link's."""
+    """C of a device, from sums of alpha and beta over its partners. Those of one link give one partner's part of C."""
     return crossings * link_us(alpha, beta, share)
 
 

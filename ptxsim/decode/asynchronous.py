@@ -302,7 +302,9 @@ def multiply_group(low: Lowering, m: Mods) -> None:
     same = kinds[0][1:] == kinds[1][1:] if depth == 32 else types[1] == types[2]
     if types[0] not in allowed or not same or depth != int(shape[2]) or not 8 <= n <= 256 or n % 8:
         raise m.fail("this shape and these types are not supported")
-    if (saturates and not integers) or (integers and n > 24 and n % 16):
+    if saturates and not integers:
+        raise m.fail(".satfinite needs A and B of .s8 or .u8")
+    if integers and n > 24 and n % 16:
         raise m.fail("this shape and these types are not supported")
     results, a = (*m.operands, None, None)[:2]
     held = isinstance(a, Vector)
@@ -345,8 +347,8 @@ def multiply_group(low: Lowering, m: Mods) -> None:
 def choices(m: Mods, first: int, table: dict[int, int]) -> list[int]:
     """Look up in a table each immediate operand from `first` on, at most two. Returns what the table has for them."""
     found = []
-    for operand in m.operands[first : first + 2]:
+    for number, operand in enumerate(m.operands[first : first + 2], first + 1):
         if not isinstance(operand, Number) or operand.value not in table:
-            raise m.fail(f"operand {first} must be one of {', '.join(map(str, table))}")
+            raise m.fail(f"operand {number}, counted from 1, must be one of the numbers {', '.join(map(str, table))}")
         found.append(table[operand.value])
     return found

@@ -35,7 +35,8 @@ def order_scope(m: Mods, orders: tuple[str, ...], default: int, scope: int | Non
     order = default if name is None else ORDERS[name]
     if order in (isa.WEAK, isa.VOLATILE):
         if m.take_one(*SCOPES):
-            raise m.fail(f"a scope needs one of the orders .{', .'.join(orders[2:])}")
+            strong = f"a scope needs one of the orders .{', .'.join(orders[2:])}" if orders[2:] else "it takes no scope"
+            raise m.fail(strong)
         return order, isa.SYS
     return order, m.choose(SCOPES, scope)
 

@@ -1,8 +1,8 @@
 """Host functions: functions of the program that a stream or a graph calls between its other work.
 
-A host function is a launch of an empty kernel, which begins when the function has returned. What the stream waits for
-has run before the call. The call is made by a thread that waits for something that comes after it, or by a thread of
-the stand-in once the program has called nothing for a while.
+In the queue an empty kernel stands for a host function. It begins when the function has returned. Earlier work of the
+stream has run before the function is called. A thread of the program that waits for later work makes the call. If the
+program has called nothing for SILENCE seconds, a thread of the stand-in makes it.
 """
 
 from __future__ import annotations

@@ -85,7 +85,7 @@ def run(program: list[str], seeds: int, rules_files: list[str], **options: Any) 
 def ended(program: list[str], variables: dict[str, str]) -> int | None:
     """Run a program to its end. Returns its exit code, or None after Ctrl-C, which the program gets too.
 
-    A program that does not end by itself then, or after a second Ctrl-C, is killed.
+    The program is killed at a second Ctrl-C, or if it has not ended LAST_SECONDS after the first.
     """
     try:
         process = subprocess.Popen(program, env=variables)
@@ -111,9 +111,10 @@ def environment(library: Path, folder: str, machine: dict[str, Any]) -> dict[str
 
     If the user named no cache for Triton, Triton gets one for programs of the current folder. One reason is that its
     machine code is PTX here. Another is that Triton would reuse a kernel of the same text that a program of another
-    folder compiled, and reports would name that folder's file. CuPy gets a cache for the same reasons. It keeps the
-    sources there that reports name. After the user's folders of libraries come those with NVRTC and with stand-ins for
-    libraries such as cuBLAS. Where there is NVRTC, programs find a stand-in first, which lets it write lines.
+    folder compiled, and reports would name that folder's file. CuPy gets a cache for the same reasons, and
+    keeps sources in it, which reports name. After the user's folders of libraries come those with NVRTC and with
+    stand-ins for libraries such as cuBLAS. If there is NVRTC, programs find a stand-in first, which makes NVRTC write
+    the numbers of lines.
     """
     here = hashlib.sha256(os.fsencode(Path.cwd())).hexdigest()[:16]
     root = str(Path(__file__).resolve().parents[2])
@@ -174,5 +175,5 @@ def read(folder: Path, sources: Path, covered: Coverage) -> list[Report]:
 
 
 def shown(file: str) -> str:
-    """A report's file, relative to the current folder if it is in it."""
+    """The name of a report's file, relative to the current folder if the file lies there."""
     return os.path.relpath(file) if file and Path(file).is_relative_to(Path.cwd()) else file

@@ -41,7 +41,7 @@ MARKS = {"fused": "o", "bulk": "s", "one-sided": "o", "Alltoall": "^", "Alltoall
 
 
 def subplots(lines: int = 1, columns: int = 1, **options: Any) -> tuple[Any, Any]:
-    """Matplotlib's function of that name. Matplotlib is imported here, so only to draw."""
+    """Matplotlib's function of that name. A program that draws nothing does not import Matplotlib."""
     from matplotlib import pyplot
 
     return pyplot.subplots(lines, columns, **options)

@@ -1,8 +1,8 @@
-"""One expert on a run of rows: y = act(x up + b1) [* (x gate + bg)] down + b2, chunk by chunk over F.
+"""One expert on a run of rows: y = h down + b2, chunk by chunk over F.
 
-The hidden activations of a chunk stay in the cache. Between chunks the output rows hold the sums of the product with
-`down` in float32. So every output is one chain of fused multiply-adds in order of k, whichever rows are computed
-together.
+h = act(x up + b1), or act(x gate + bg) * (x up + b1) if there is a gate. The hidden activations of a chunk stay in the
+cache. Between chunks the output rows hold the sums of the product with `down` in float32. So every output is one chain
+of fused multiply-adds in order of k, whichever rows are computed together.
 """
 
 from kernel_cache.compile import jit
@@ -120,7 +120,7 @@ def row_addresses(m, table, first):
 
 @jit
 def up_columns(call):
-    """Compute some columns of act(x up + b1) [* (x gate + bg)]: a worker's share of a column-split run.
+    """Compute some columns of the hidden activations: a worker's share of a column-split run.
 
     call: an UpColumns. activations: the address of `activation_bytes(rows, ffn, gated)` bytes. scratch: the address of
     `scratch_bytes(rows, hidden, gated)` bytes. A share lies within one chunk of F. Sums add the same products in the

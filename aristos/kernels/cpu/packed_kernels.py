@@ -2,9 +2,10 @@
 
 `packed.py` defines the same functions in plain Python. A panel of codes of 8 bits has, for each k, one byte for each of
 32 columns. In a panel of codes of 4 bits, eight k of a column form one word of 32 bits: the even k lie in its low half,
-the odd k in its high half, and the first k of a half in the lowest bits. Shifts move each code, or both codes of a pair
-of k at once, to the bits by which a permutation looks values up. So the execution port that looks values up need not
-widen bytes too. Codes of fp8 are shifted and read as float16, whose values are 1/256 of the codes' values (FP8_SCALE).
+the odd k in its high half, and the first k of a half in the lowest bits. A permutation looks values up by the low bits
+of each word. Shifts bring a code, or both codes of a pair of k at once, to these bits. Widening bytes would do so too,
+but on the CPU port that permutations need. Codes of fp8 are shifted and read as float16, whose values are 1/256 of the
+codes' values (FP8_SCALE).
 """
 
 from llvmlite import ir
@@ -144,14 +145,15 @@ def _units(builder, pairs, together):
 
 
 def packed_rows(form, rows, vectors, pitch, lanes, table, at_once, dot="", lean=False, words=None, near=NEAR):
-    """Emit the kernel for `rows` x (`vectors` * `lanes`) sums of float32 rows and codes, group by group.
+    """Emit the kernel for `rows` x (`vectors` * `lanes`) sums of products of rows and codes, group by group.
 
     The compiled call is kernel(a, codes, sums, groups, pairs, scales, x, x_pitch, parts, flags). a: the address of the
     first row at the first k; the rows lie `pitch` bytes apart. codes: the address of the panel's codes, or of the codes
     of its second half of columns. sums: the address of the first row of 32 sums. groups: the number of groups of k, at
     least 1. pairs: the number of pairs of k in each group, at least 1. If there are several groups, each must have
     whole units of k. scales: the address of the scales, which take SCALE_BYTES for each group. x: the address of the
-    first row's sums by group; the sums of the next row lie `x_pitch` bytes further. Without zero points x is 0. parts:
+    sums of the first row's elements, one float32 for each group; those of the next row lie `x_pitch` bytes further.
+    Without zero points x is 0. parts:
     the address of rows of 32 sums; if a group is longer than a call, its sums wait there between calls. flags: WHOLE,
     or for a single group BEGINS, ENDS or neither. Rows must be padded with zeros to a whole unit. The kernel prefetches
     codes `near` bytes ahead, line after line.

@@ -1,4 +1,6 @@
-"""One expert on a run of rows by panels of 32 columns: y = round(round(act(x up + b1) [* (x gate + bg)]) down + b2).
+"""One expert on a run of rows by panels of 32 columns: y = round(round(h) down + b2).
+
+h = act(x up + b1), or act(x gate + bg) * (x up + b1) if there is a gate.
 
 The kernels serve elements of 16 bits, split float32, and all rows with packed weights. Sums, biases and activations are
 float32. Hidden activations and outputs are each rounded once to the rows' type; with split float32, hidden activations
@@ -95,9 +97,10 @@ def ahead_of(panel, step, more):
 
 @jit
 def keep_hidden(m, kept, j, ffn, u, g):
-    """Copy 32 sums of m rows to columns j.. of the rows' places, as `expert.keep_hidden` does.
+    """Copy 32 sums to the tape, to columns j.., for those of m rows whose hidden activations the tape keeps.
 
-    u, g: the addresses of the sums of the up projection and of the gate. g is 0 if there is no gate.
+    kept: the address of the rows' entries, see primitives/taped.py. u, g: the addresses of the sums of the up
+    projection and of the gate. g is 0 if there is no gate.
     """
     nbytes = min(SUMS, line_bytes(ffn) - FLOAT * j)
     for i in range(m):
