@@ -1,8 +1,6 @@
-"""Loads, stores and atomics of a warp: checked, counted and carried out lane by lane."""
+"""Finds the memory of an access, and checks it. The atomic operations of a warp, lane by lane."""
 
 from __future__ import annotations
-
-from typing import NamedTuple
 
 import numpy as np
 
@@ -10,37 +8,31 @@ from kernel_cache.compile import inner as jit
 
 from . import isa
 from . import state as s
-from .bits import f32_of, f64_of, get, load, load8, load32, load64, put, store, store8, store64, u32_of, u64_of
+from .bits import f32_of, f64_of, get, load, load8, load32, put, store, store8, u32_of, u64_of
 from .cluster import LOW, holder, reached
 from .floating import NAN32, flush32, least_most
 from .integer import cut
 from .integer import read as as_integer
-from .quick import LONG, UNWRITTEN, quiet, quiet_read, quiet_write, rewritten
-from .region import FULL, NOWHERE, region_of
+from .quick import LONG, quiet
 from .requests import count_access
 from .rounding import BFLOAT, HALF, exact, widen
-from .rows import PARAMS
 from .units import unit
 from .watch import (
     ALONE,
-    ANY,
     ATOMIC,
     GID_MASK,
     NOT_COHERENT,
-    SAME,
     SIZE_SHIFT,
     STRONG,
     coherent,
     log2,
-    newest_of,
     race,
-    read,
     read_latest,
     report,
     saw_latest,
     wrote,
-    wrote_weakly,
 )
+from .wide import narrow
 
 FAULT = -1
 
@@ -145,11 +137,11 @@ def warp_slot(x, warp):
 
 
 @jit
-def shadow_of(x, block, space, place):
-    """What the checker knows of a place: (address of its init flags, bytes of an item, first cell, offset, address).
+def shadow_of(x, block, space, place, size):
+    """What the checker knows of bytes: (address of their init flags, bytes of an item, first cell, offset, address).
 
     The first cell is that of the array, or of the block's shared memory, that holds the place; the offset is the
-    place's offset in this memory. The last address is the one that reports give.
+    place's offset in this memory. The last address is the one that reports give. The bytes then have narrow cells.
     """
     if space == isa.SHARED:
         grain = get(get(x, s.LAUNCHES) + get(block, s.B_LAUNCH) * s.L_FIELDS * 8, s.L_GRANULE)
@@ -158,6 +150,8 @@ def shadow_of(x, block, space, place):
     number = np.int64(load32(get(x, s.PAGES) + (place >> s.PAGE_SHIFT) * 4))
     row = get(x, s.ALLOCS) + number * s.A_FIELDS * 8
     cells, first = get(x, s.SHADOW) + get(row, s.A_SHADOW) * s.CELL_WORDS * 8, place - get(row, s.A_START)
+    if get(row, s.A_SHIFT) != s.NARROW:
+        narrow(x, row, first, size)
     return get(x, s.INIT) + place, get(row, s.A_GRANULE), cells, first, place + isa.GLOBAL_START
 
 
@@ -169,7 +163,7 @@ def check(x, warp, thread, block, space, place, size, how, write, reads, pc):
     """
     gid = get(thread, s.T_GID)
     slot = warp_slot(x, warp)
-    init, grain, cells, first, address = shadow_of(x, block, space, place)
+    init, grain, cells, first, address = shadow_of(x, block, space, place, size)
     fresh, pending = False, False
     if load(init, size) != np.uint64(0x0101010101010101) >> np.uint64(64 - 8 * size):
         for i in range(size):
@@ -206,7 +200,7 @@ def check(x, warp, thread, block, space, place, size, how, write, reads, pc):
 @jit
 def examine(x, warp, thread, block, slot, space, place, size, how, write, reads, pc):
     """Check an access like `check`, by the short way if nothing can be wrong with it. Not for atomic operations."""
-    shadow = shadow_of(x, block, space, place)
+    shadow = shadow_of(x, block, space, place, size)
     if quiet(x, thread, block, slot, shadow, size, how | log2(size) << SIZE_SHIFT, write, pc) == LONG:
         check(x, warp, thread, block, space, place, size, how, write, reads, pc)
 
@@ -223,250 +217,6 @@ def location_of(x, block, space, place):
 def thread_of(x, warp, lane):
     """The address of the table of a lane's thread."""
     return get(warp, s.W_THREADS) + lane * s.T_FIELDS * 8
-
-
-class Access(NamedTuple):
-    """An instruction ld or st.
-
-    values: how many values it moves. base, offset: the row of the address and a number to add. items: the address of
-    the list of the values' rows. how: the flags that `check` takes.
-    """
-
-    type_: int
-    size: int
-    values: int
-    base: int
-    offset: int
-    order: int
-    scope: int
-    space: int
-    items: int
-    how: int
-
-
-@jit
-def access_at(x, line):
-    """Read an instruction ld or st from its row."""
-    type_, flags = get(line, isa.TYPE), get(line, isa.FLAGS)
-    order, scope, space = flags & 15, (flags >> isa.SCOPE_SHIFT) & 3, (flags >> isa.SPACE_SHIFT) & 7
-    items = get(x, s.OPERANDS) + get(line, isa.LIST) * 8
-    how = (STRONG if order != isa.WEAK else 0) | scope << 1 | (NOT_COHERENT if flags & isa.NOT_COHERENT else 0)
-    base, offset = get(line, isa.A), get(line, isa.IMM)
-    return Access(type_, type_ & 15, get(line, isa.COUNT), base, offset, order, scope, space, items, how)
-
-
-@jit
-def locate_lane(x, warp, thread, block, lane, access, write, pc):
-    """Call `locate` for a lane's address. Note the address, or -1 after a fault, in the scratch table.
-
-    `count_access` reads it there.
-    """
-    address = np.int64(register(x, warp, access.base, lane)) + access.offset
-    found = locate(x, warp, thread, block, lane, access.space, address, access.size * access.values, write, pc)
-    put(get(x, s.SCRATCH), lane, -1 if found[0] == FAULT else address)
-    return found
-
-
-@jit
-def load_parameter(x, warp, block, access, pc, mask):
-    """Load a parameter for the lanes in mask, whose address is the same. Returns False if the access is not allowed."""
-    launch = get(x, s.LAUNCHES) + get(block, s.B_LAUNCH) * s.L_FIELDS * 8
-    place, size = access.offset, access.size
-    if place < 0 or place + size > get(launch, s.L_PARAM_BYTES) or place & (size - 1):
-        return False
-    value = load(get(x, s.PARAMETERS) + get(launch, s.L_PARAMS) - isa.PARAM_WINDOW + place, size)
-    if access.type_ & 0xF0 == isa.S:
-        value = np.uint64(as_integer(value, access.type_))
-    row = get(access.items, 0)
-    for lane in range(32):
-        if (mask >> lane) & 1:
-            set_register(x, warp, row, lane, value)
-    return True
-
-
-@unit
-def loads(x, warp, block, line, pc, mask):
-    """Run ld for the lanes in mask. line: the address of the instruction's row."""
-    access = access_at(x, line)
-    space, bytes_ = access.space, access.size * access.values
-    if access.base == PARAMS and access.values == 1 and load_parameter(x, warp, block, access, pc, mask):
-        return 0
-    if access.order == isa.WEAK:
-        region = region_of(x, warp, block, space, access.base, access.offset, bytes_, False, mask)
-        if region.space != NOWHERE:
-            if get(x, s.CHECK) and region.space != isa.LOCAL and space != isa.CONST:
-                load_watched(x, warp, block, access, region, pc, mask)
-            else:
-                load_plainly(x, warp, access, region, mask)
-            count_access(x, warp, line, pc, mask, region.space, bytes_, False)
-            return 0
-    load_lanes(x, warp, block, line, pc, mask)
-    return 0
-
-
-@jit
-def load_plainly(x, warp, access, region, mask):
-    """Load from a region that the checker does not watch."""
-    regs, where, size = get(warp, s.W_REGS), get(x, s.SCRATCH), access.size
-    signed = access.type_ & 0xF0 == isa.S
-    whole = mask == FULL and region.step == 0 and not signed
-    for k in range(access.values):
-        row, host = regs + get(access.items, k) * 256, region.host + k * size
-        if whole and size == 4:
-            for lane in range(32):
-                store64(row + lane * 8, load32(host + get(where, lane)))
-        elif whole and size == 8:
-            for lane in range(32):
-                store64(row + lane * 8, load64(host + get(where, lane)))
-        else:
-            for lane in range(32):
-                if (mask >> lane) & 1:
-                    value = load(host + get(where, lane) + lane * region.step, size)
-                    store64(row + lane * 8, np.uint64(as_integer(value, access.type_)) if signed else value)
-
-
-@jit
-def load_watched(x, warp, block, access, region, pc, mask):
-    """Load from a region that the checker watches, by weak accesses."""
-    regs, where, slot = get(warp, s.W_REGS), get(x, s.SCRATCH), warp_slot(x, warp)
-    type_, size, how = access.type_, access.size, access.how
-    signed, weak, floor = type_ & 0xF0 == isa.S, get(x, s.WEAK_MEMORY), get(block, s.B_FLOOR)
-    for lane in range(32):
-        if not (mask >> lane) & 1:
-            continue
-        thread = thread_of(x, warp, lane)
-        for k in range(access.values):
-            at = get(where, lane) + k * size
-            shadow = region.init + at, region.grain, region.cells, region.first + at, at
-            known = quiet_read(x, thread, block, slot, floor, shadow, size, how | log2(size) << SIZE_SHIFT, pc)
-            if known == LONG:
-                check(x, warp, thread, block, region.space, region.place + at, size, how, False, True, pc)
-            if weak and known != UNWRITTEN and rewritten(x, region.location + at, size):
-                value = np.uint64(
-                    read(x, thread, block, slot, region.location + at, region.host + at, size, isa.WEAK, 0, ANY)
-                )
-            else:
-                value = load(region.host + at, size)
-            if signed:
-                value = np.uint64(as_integer(value, type_))
-            put(regs, get(access.items, k) * 32 + lane, np.int64(value))
-
-
-@unit
-def load_lanes(x, warp, block, line, pc, mask):
-    """Run ld for the lanes in mask, one after the other. Each address is looked up."""
-    type_, size, count, _, _, order, scope, space, items, how = access = access_at(x, line)
-    signed = type_ & 0xF0 == isa.S
-    checked = get(x, s.CHECK) != 0
-    slot = warp_slot(x, warp)
-    seen = np.int64(isa.PARAM)
-    for lane in range(32):
-        if not (mask >> lane) & 1:
-            continue
-        thread = thread_of(x, warp, lane)
-        host, place, kind = locate_lane(x, warp, thread, block, lane, access, False, pc)
-        if host == FAULT:
-            for k in range(count):
-                set_register(x, warp, get(items, k), lane, np.uint64(0))
-            continue
-        seen = kind
-        watched = checked and (kind == isa.GLOBAL or kind == isa.SHARED) and space != isa.CONST
-        newest = np.int64(ANY)
-        if watched and count > 1 and order != isa.WEAK:
-            newest = newest_of(x, location_of(x, block, kind, place), size, count)
-        if watched:
-            for k in range(count):
-                examine(x, warp, thread, block, slot, kind, place + k * size, size, how, False, True, pc)
-        for k in range(count):
-            at = location_of(x, block, kind, place + k * size) if watched else place
-            if watched and (order != isa.WEAK or (get(x, s.WEAK_MEMORY) and rewritten(x, at, size))):
-                value = np.uint64(read(x, thread, block, slot, at, host + k * size, size, order, scope, newest))
-                if order != isa.WEAK:
-                    newest = get(x, s.CHOSEN)
-            else:
-                value = load(host + k * size, size)
-            if signed:
-                value = np.uint64(as_integer(value, type_))
-            set_register(x, warp, get(items, k), lane, value)
-    count_access(x, warp, line, pc, mask, seen, size * count, False)
-    return 0
-
-
-@unit
-def stores(x, warp, block, line, pc, mask):
-    """Run st for the lanes in mask."""
-    access = access_at(x, line)
-    space, bytes_ = access.space, access.size * access.values
-    if access.order == isa.WEAK:
-        region = region_of(x, warp, block, space, access.base, access.offset, bytes_, True, mask)
-        if region.space != NOWHERE:
-            store_in_region(x, warp, block, access, region, pc, mask)
-            count_access(x, warp, line, pc, mask, region.space, bytes_, True)
-            return 0
-    store_lanes(x, warp, block, line, pc, mask)
-    return 0
-
-
-@jit
-def store_in_region(x, warp, block, access, region, pc, mask):
-    """Store to a region by weak accesses."""
-    regs, where, slot = get(warp, s.W_REGS), get(x, s.SCRATCH), warp_slot(x, warp)
-    type_, size, how = access.type_, access.size, access.how
-    watched, changed, floor = get(x, s.CHECK) and region.space != isa.LOCAL, False, get(block, s.B_FLOOR)
-    for lane in range(32):
-        if not (mask >> lane) & 1:
-            continue
-        thread = thread_of(x, warp, lane)
-        for k in range(access.values):
-            at = get(where, lane) + k * size
-            host = region.host + at + lane * region.step
-            value = cut(np.uint64(get(regs, get(access.items, k) * 32 + lane)), type_)
-            old = load(host, size)
-            changed |= old != value
-            if watched:
-                flags = how | (SAME if old == value else 0)
-                shadow = region.init + at, region.grain, region.cells, region.first + at, at
-                flags_of = flags | log2(size) << SIZE_SHIFT
-                if quiet_write(x, thread, block, slot, floor, shadow, size, flags_of, pc) == LONG:
-                    check(x, warp, thread, block, region.space, region.place + at, size, flags, True, False, pc)
-                wrote_weakly(x, thread, region.location + at, size, old, value, access.scope)
-            store(host, size, value)
-    if changed and region.space != isa.LOCAL:
-        put(x, s.PROGRESS, get(x, s.STEP))
-
-
-@unit
-def store_lanes(x, warp, block, line, pc, mask):
-    """Run st for the lanes in mask, one after the other. Each address is looked up."""
-    type_, size, count, _, _, order, scope, _, items, how = access = access_at(x, line)
-    checked = get(x, s.CHECK) != 0
-    slot = warp_slot(x, warp)
-    seen = np.int64(isa.PARAM)
-    for lane in range(32):
-        if not (mask >> lane) & 1:
-            continue
-        thread = thread_of(x, warp, lane)
-        host, place, kind = locate_lane(x, warp, thread, block, lane, access, True, pc)
-        if host == FAULT:
-            continue
-        seen = kind
-        watched = checked and (kind == isa.GLOBAL or kind == isa.SHARED)
-        for k in range(count):
-            value = cut(register(x, warp, get(items, k), lane), type_)
-            old = load(host + k * size, size)
-            if old != value and kind != isa.LOCAL:
-                put(x, s.PROGRESS, get(x, s.STEP))
-            hidden = np.int64(0)
-            if watched:
-                flags = how | (SAME if old == value else 0)
-                examine(x, warp, thread, block, slot, kind, place + k * size, size, flags, True, False, pc)
-                at = location_of(x, block, kind, place + k * size)
-                item = k if count > 1 and order != isa.WEAK else np.int64(ALONE)
-                hidden = wrote(x, thread, block, slot, at, size, old, value, order, scope, False, item)
-            if not hidden:
-                store(host + k * size, size, value)
-    count_access(x, warp, line, pc, mask, seen, size * count, True)
-    return 0
 
 
 @jit

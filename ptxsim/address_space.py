@@ -26,11 +26,12 @@ GAP = 2 * PAGE  # the fewest bytes between allocations, which no access may touc
 MOST_BYTES = 1 << 36
 LEAST_BYTES = 1 << 30
 CELL_BYTES = s.CELL_WORDS * 8
-SHADOW_BYTES = MOST_BYTES // 4 * CELL_BYTES  # space for the cells of 4-byte items
+SHADOW_BYTES = MOST_BYTES // 8 * 3 * CELL_BYTES  # space for the cells of 4-byte items, also wide ones (wide.py)
+WIDE = 16  # the most bytes of a wide cell
 BELOW = 1 << 20  # for an address at most so many bytes below the memory, reports name the nearest array
 QUARANTINE_BYTES = 1 << 28  # freed memory that is not reused yet, so that accesses to it are reported
 LARGE_BYTES = 1 << 28  # for more bytes of cells than this, an allocation checks that the computer has enough memory
-MOST_MADE = 1 << 24  # for at most so many bytes of cells, pages are made when an array is made
+MOST_MADE = 1 << 24  # at most so many bytes of an array, of its cells and so on get their pages when the array is made
 POPULATE_WRITE = 23  # Linux' MADV_POPULATE_WRITE, for which Python has no name
 NO_RESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000 if sys.platform == "linux" else 0)
 
@@ -175,6 +176,11 @@ def span(size: int) -> int:
     return -(-(max(size, 1) + GAP) // GAP) * GAP
 
 
+def cells_for(size: int, granule: int) -> tuple[int, int]:
+    """The cells of an allocation of `size` bytes: (one for each item, with those of wide cells, the most wide ones)."""
+    return -(-size // WIDE) * WIDE // granule + 1, -(-size // (2 * granule)) + 1
+
+
 def available() -> int:
     """Bytes of the computer's memory that are available, or of its whole memory if the system does not report this."""
     try:
@@ -224,10 +230,11 @@ class Memory:
         initialised: whether the bytes count as written. at: their offset in the machine's memory, which must be free
         there; None: anywhere.
         """
-        cells = -(-size // granule) + 1 if self.checked else 0
-        if cells * CELL_BYTES > LARGE_BYTES and cells * CELL_BYTES > available():
+        narrow, wide = cells_for(size, granule) if self.checked else (0, 0)
+        cells = narrow + wide
+        if narrow * CELL_BYTES > LARGE_BYTES and narrow * CELL_BYTES > available():
             raise MemoryProblem(
-                f"the checker needs {CELL_BYTES} bytes for each item of an array: {cells * CELL_BYTES} bytes for this"
+                f"the checker needs {CELL_BYTES} bytes for each item of an array: {narrow * CELL_BYTES} bytes for this"
                 f" array of {size} bytes, but {available()} are free. Use check=False, smaller arrays, or free() some"
             )
         start = self.runs.take(span(size)) if at is None else at
@@ -240,12 +247,16 @@ class Memory:
             raise MemoryProblem(f"the checker's cells for an array of {size} bytes do not fit; use check=False")
         if at is not None:
             self.runs.take_at(at, span(size))
-        if self.cells is not None:
-            self.cells.expect(shadow * CELL_BYTES, (shadow + cells) * CELL_BYTES)
+        self.whole.expect(start, start + size)
+        if self.cells is not None and self.known is not None:
+            self.known.expect(start, start + size)
+            self.cells.expect(shadow * CELL_BYTES, (shadow + narrow) * CELL_BYTES)
+            first = shadow + narrow
+            self.cells.expect(first * CELL_BYTES, (first + size // WIDE + 1) * CELL_BYTES)
         number = self.numbers.pop() if self.numbers else len(self.allocations) + 1
         if number == len(self.table):
             self.table = np.concatenate([self.table, np.zeros_like(self.table)])
-        self.table[number] = [start, size, s.LIVE_MEMORY, granule, shadow]
+        self.table[number] = [start, size, s.LIVE_MEMORY, granule, shadow, s.UNDECIDED, shadow + narrow]
         self.pages[start // PAGE : -(-(start + max(size, 1)) // PAGE)] = number
         if initialised and self.checked:
             self.init[start : start + size] = 1
@@ -272,7 +283,7 @@ class Memory:
         self.pages[start // PAGE : -(-(start + max(size, 1)) // PAGE)] = 0
         if self.known is not None and self.cells is not None:
             self.known.clear(start, start + size)
-            cells, shadow = -(-size // self.table[number, s.A_GRANULE]) + 1, self.table[number, s.A_SHADOW]
+            cells, shadow = sum(cells_for(size, int(self.table[number, s.A_GRANULE]))), self.table[number, s.A_SHADOW]
             self.cells.clear(int(shadow) * CELL_BYTES, int(shadow + cells) * CELL_BYTES)
             self.cell_runs.give(int(shadow), int(cells))
         self.runs.give(start, span(size))

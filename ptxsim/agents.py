@@ -223,7 +223,7 @@ def agent_access(x, thread, block, space, place, size, write, pc):
     size: bytes, a multiple of those of one of the checker's cells. thread: the one that started the work, for reports.
     Written bytes count as pending until `landed` is called.
     """
-    init, grain, cells, first, address = shadow_of(x, block, space, place)
+    init, grain, cells, first, address = shadow_of(x, block, space, place, size)
     check_written(x, thread, space, init, address, size, write, pc)
     agent = get(x, s.AGENT)
     origin = get(agent, s.T_GID) | pc << s.GID_BITS

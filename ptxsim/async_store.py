@@ -62,7 +62,7 @@ def examine_store(x, thread, block, place, size, part, reduces, pc):
 
     Reductions of one size do not race with each other. Bytes of a store count as pending until it is carried out.
     """
-    init, grain, cells, first, address = shadow_of(x, block, isa.SHARED, place)
+    init, grain, cells, first, address = shadow_of(x, block, isa.SHARED, place, size)
     gid = get(thread, s.T_GID)
     if reduces:
         for i in range(size):

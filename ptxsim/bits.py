@@ -1,4 +1,4 @@
-"""LLVM operations for Numba: conversions of bits to numbers and back, loads and stores by address, fused multiply-add.
+"""LLVM operations for Numba: conversions of bits to numbers and back, accesses by address, fused multiply-add.
 
 The functions do not check addresses, because callers have checked them.
 """
@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from llvmlite import ir
 from numba import types
+from numba.core import cgutils
 from numba.extending import intrinsic
 
 from kernel_cache.compile import inner as jit
@@ -84,6 +85,20 @@ def _store(bits: int) -> Any:
 
 load8, load16, load32, load64 = (_load(bits) for bits in (8, 16, 32, 64))
 store8, store16, store32, store64 = (_store(bits) for bits in (8, 16, 32, 64))
+
+
+@intrinsic
+def prefetch(typing, address):
+    """Bring the cache line of an address near, for a write. Any address may be given."""
+
+    def codegen(context, builder, signature, args):
+        pointer = builder.inttoptr(args[0], ir.IntType(8).as_pointer())
+        kind = ir.FunctionType(ir.VoidType(), [pointer.type, *[ir.IntType(32)] * 3])
+        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+        builder.call(function, [pointer, *(ir.Constant(ir.IntType(32), n) for n in (1, 3, 1))])
+        return context.get_dummy_value()
+
+    return types.void(types.int64), codegen
 
 
 @jit

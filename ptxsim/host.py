@@ -9,6 +9,7 @@ from . import state as s
 from .bits import get, load, put, store
 from .units import unit
 from .watch import ALONE, ANY, SIZE_SHIFT, STRONG, coherent, log2, race, read, sync_entry, wrote
+from .wide import narrow_at
 
 
 @unit
@@ -22,6 +23,7 @@ def host_access(x, thread, warp, place, size, cell, order, scope, write, value):
     put(scratch, 0, 0)
     checked = get(x, s.CHECK) != 0
     if checked:
+        narrow_at(x, place, size)
         how = (STRONG if order != isa.WEAK else 0) | scope << 1 | log2(size) << SIZE_SHIFT
         if write:
             coherent(x, get(thread, s.T_GID), cell, (1 << size) - 1, True, 0, place + isa.GLOBAL_START, 0)

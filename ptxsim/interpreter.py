@@ -8,7 +8,7 @@ from kernel_cache.compile import inner as jit
 
 from . import isa
 from . import state as s
-from .access import atomics, loads, register, set_register, stores, thread_of, warp_slot
+from .access import atomics, register, set_register, thread_of, warp_slot
 from .arithmetic import calculate_conversions, calculate_floats, calculate_integers
 from .barrier import arrive, arrive_grid, rest
 from .begin import await_launch, begin_launches, trigger
@@ -24,6 +24,7 @@ from .integer import cut
 from .lanes import after, branch, gather, guarded, select, store_pc
 from .matrix import multiply
 from .mbarrier import mbarrier, time_out
+from .moves import loads, stores
 from .sampling import sample
 from .tensor import tensor
 from .tensor_product import tensor_core

@@ -43,20 +43,27 @@ def quiet_read(x, thread, block, slot, floor, shadow, size, how, pc):
         origin, when, step, shift = words_for(gid, get(thread, s.T_CLOCK), grain, first, size, how, pc)
         for at in range(first, first + size, step):
             cell = cells + (at >> shift) * s.CELL_WORDS * 8
-            w, r = get(cell, 0), get(cell, 2)
-            if w != 0:
-                found = QUIET
-                if not settled(cell, 0, gid, floor) and not passed(x, thread, block, slot, cell, 0):
-                    found = LONG
-                    break
-                if how & NOT_COHERENT and not before_launch(x, gid, w & GID_MASK, get(cell, 1) & 0xFFFFFFFF):
-                    found = LONG
-                    break
-            if r == 0 or ((r ^ gid) & GID_MASK == 0 and (how & NOT_COHERENT or not noncoherent(cell, 2))):
-                put(cell, 2, origin)
-                put(cell, 3, when)
-            else:
-                record_read(x, thread, block, slot, cell, gid, origin, when, how)
+            found = min(found, read_cell(x, thread, block, slot, floor, cell, gid, origin, when, how))
+            if found == LONG:
+                break
+    return found
+
+
+@inlined
+def read_cell(x, thread, block, slot, floor, cell, gid, origin, when, how):
+    """`quiet` for a read of one cell, whose bytes are all written. origin, when: the two words for this read."""
+    w, r, found = get(cell, 0), get(cell, 2), UNWRITTEN
+    if w != 0:
+        known = settled(cell, 0, gid, floor) or passed(x, thread, block, slot, cell, 0)
+        if known and how & NOT_COHERENT:
+            known = before_launch(x, gid, w & GID_MASK, get(cell, 1) & 0xFFFFFFFF)
+        found = QUIET if known else LONG
+    if found != LONG:
+        if r == 0 or ((r ^ gid) & GID_MASK == 0 and (how & NOT_COHERENT or not noncoherent(cell, 2))):
+            put(cell, 2, origin)
+            put(cell, 3, when)
+        else:
+            record_read(x, thread, block, slot, cell, gid, origin, when, how)
     return found
 
 
@@ -73,22 +80,27 @@ def quiet_write(x, thread, block, slot, floor, shadow, size, how, pc):
         origin, when, step, shift = words_for(gid, get(thread, s.T_CLOCK), grain, first, size, how, pc)
         for at in range(first, first + size, step):
             cell = cells + (at >> shift) * s.CELL_WORDS * 8
-            w, r, q = get(cell, 0), get(cell, 2), get(cell, 4)
-            if w != 0:
-                found = QUIET
-                if not settled(cell, 0, gid, floor) and not passed(x, thread, block, slot, cell, 0):
-                    found = LONG
-                    break
-            if r != 0 and not settled(cell, 2, gid, floor) and not passed(x, thread, block, slot, cell, 2):
-                found = LONG
+            found = min(found, write_cell(x, thread, block, slot, floor, cell, gid, origin, when))
+            if found == LONG:
                 break
-            if q != 0 and not settled(cell, 4, gid, floor) and not passed(x, thread, block, slot, cell, 4):
-                found = LONG
-                break
-            put(cell, 0, origin)
-            put(cell, 1, when)
-            put(cell, 2, 0)
-            put(cell, 4, 0)
+    return found
+
+
+@inlined
+def write_cell(x, thread, block, slot, floor, cell, gid, origin, when):
+    """`quiet` for a write to one cell. origin, when: the two words for this write."""
+    w, r, q, found = get(cell, 0), get(cell, 2), get(cell, 4), UNWRITTEN
+    if w != 0:
+        found = QUIET if settled(cell, 0, gid, floor) or passed(x, thread, block, slot, cell, 0) else LONG
+    if r != 0 and not settled(cell, 2, gid, floor) and not passed(x, thread, block, slot, cell, 2):
+        found = LONG
+    if q != 0 and not settled(cell, 4, gid, floor) and not passed(x, thread, block, slot, cell, 4):
+        found = LONG
+    if found != LONG:
+        put(cell, 0, origin)
+        put(cell, 1, when)
+        put(cell, 2, 0)
+        put(cell, 4, 0)
     return found
 
 

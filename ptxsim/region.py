@@ -29,7 +29,7 @@ class Region(NamedTuple):
     `step` bytes on. place: gives the place that `locate` returns. location: gives the number that `location_of`
     returns. The other fields count only if the checker watches the region. init: gives the address of the byte's init
     flag. first: gives the offset from the region's first cell. cells, grain, which are not added: the address of this
-    cell, and the bytes of an item.
+    cell, and the bytes of an item. row: the address of the array's row, 0 outside arrays.
     """
 
     space: int
@@ -41,13 +41,14 @@ class Region(NamedTuple):
     first: int
     cells: int
     grain: int
+    row: int
 
 
 @jit
 def nowhere():
     """The result of `region_of` if no region holds all addresses."""
     zero = np.int64(0)
-    return Region(np.int64(NOWHERE), zero, zero, zero, zero, zero, zero, zero, zero)
+    return Region(np.int64(NOWHERE), zero, zero, zero, zero, zero, zero, zero, zero, zero)
 
 
 @jit
@@ -114,7 +115,7 @@ def in_global(x, least, end, write):
     first, last = least + place, end + place
     if first < 0 or last > get(x, s.MEMORY_TOP):
         return nowhere()
-    init, offset, cells, grain = zero, zero, zero, zero
+    init, offset, cells, grain, row = zero, zero, zero, zero, zero
     if get(x, s.CHECK):
         number = np.int64(load32(get(x, s.PAGES) + (first >> s.PAGE_SHIFT) * 4))
         row = get(x, s.ALLOCS) + number * s.A_FIELDS * 8
@@ -125,7 +126,7 @@ def in_global(x, least, end, write):
             return nowhere()
         init, offset, grain = get(x, s.INIT) + place, place - start, get(row, s.A_GRANULE)
         cells = get(x, s.SHADOW) + get(row, s.A_SHADOW) * s.CELL_WORDS * 8
-    return Region(np.int64(isa.GLOBAL), get(x, s.MEMORY) + place, zero, place, place, init, offset, cells, grain)
+    return Region(np.int64(isa.GLOBAL), get(x, s.MEMORY) + place, zero, place, place, init, offset, cells, grain, row)
 
 
 @jit
@@ -149,7 +150,7 @@ def in_shared(x, block, least, most, size, mask):
         grain = get(get(x, s.LAUNCHES) + get(block, s.B_LAUNCH) * s.L_FIELDS * 8, s.L_GRANULE)
     location = (np.int64(1) << 61 | get(block, s.B_GID) << 20) + place
     return Region(
-        np.int64(isa.SHARED), get(block, s.B_SHARED) + place, zero, place, location, init, place, cells, grain
+        np.int64(isa.SHARED), get(block, s.B_SHARED) + place, zero, place, location, init, place, cells, grain, zero
     )
 
 
@@ -162,4 +163,4 @@ def in_local(x, warp, block, start, first, end):
         return nowhere()
     step = get(x, s.LOCAL_BYTES)
     host = get(x, s.LOCAL) + get(warp, s.W_SLOT) * 32 * step - start
-    return Region(np.int64(isa.LOCAL), host, step, -start, zero, zero, zero, zero, zero)
+    return Region(np.int64(isa.LOCAL), host, step, -start, zero, zero, zero, zero, zero, zero)

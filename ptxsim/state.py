@@ -104,8 +104,11 @@ WHOLE_SM = 1 << 40  # the shares of an SM
 ST_FIELDS = 4
 
 # ---- an allocation ----
-(A_START, A_SIZE, A_STATE, A_GRANULE, A_SHADOW) = range(5)
-A_FIELDS = 5
+# SHADOW, WIDE: the numbers of its first cell and its first wide cell (wide.py). SHIFT: log2 of a wide cell's bytes, or
+# UNDECIDED or NARROW
+(A_START, A_SIZE, A_STATE, A_GRANULE, A_SHADOW, A_SHIFT, A_WIDE) = range(7)
+A_FIELDS = 7
+UNDECIDED, NARROW = -1, 0
 LIVE_MEMORY, FREED, CONSTANT = 1, 2, 3
 PAGE_SHIFT = 8
 

@@ -208,7 +208,7 @@ def box_accesses(x, warp, thread, block, map_, at, place, flags, loads, group, p
         if start < 0:
             continue
         begin = start + (get(at, 0) + first) * size - isa.GLOBAL_START
-        _, grain, _, offset, _ = shadow_of(x, block, isa.GLOBAL, begin)
+        _, grain, _, offset, _ = shadow_of(x, block, isa.GLOBAL, begin, size)
         before = offset % grain
         length = (end - first) * size + before
         agent_access(x, thread, block, isa.GLOBAL, begin - before, (length + grain - 1) // grain * grain, not loads, pc)

@@ -293,7 +293,7 @@ def read_part(x, thread, block, place, kind, pc):
     """Check and record that the agent of `agents.as_agent` reads 16 bytes of an operand, without their padding."""
     size = bytes_used(kind)
     if size < PART:
-        grain = shadow_of(x, block, isa.SHARED, place)[1]
+        grain = shadow_of(x, block, isa.SHARED, place, size)[1]
         size = (size + grain - 1) // grain * grain
     agent_access(x, thread, block, isa.SHARED, place, size, False, pc)
 

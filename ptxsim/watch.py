@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from kernel_cache.compile import inlined
 from kernel_cache.compile import inner as jit
 
 from . import isa
@@ -444,13 +445,39 @@ def wrote_weakly(x, thread, location, size, old, value, scope):
     if get(x, s.SYNC_USED) != 0:
         entry = sync_entry(x, location, False)
     slot, count = room(x, location, size, old, entry)
-    sequence = get(x, s.SEQUENCE) + SEQUENCE_STEP
-    put(x, s.SEQUENCE, sequence)
     message = slot + (s.H_MESSAGES + count * s.M_FIELDS) * 8
-    put_message(message, value, gid, get(thread, s.T_CLOCK), np.int64(0), scope, sequence, False)
+    put_message(message, value, gid, get(thread, s.T_CLOCK), np.int64(0), scope, next_number(x), False)
     put(slot, s.H_COUNT, count + 1)
     if entry != 0:
         publish_last(entry, np.int64(0), scope, gid)
+
+
+@jit
+def wrote_afresh(x, gid, clock, location, size, old, value, scope):
+    """`wrote_weakly` if the location has no history, and no location publishes clocks. gid, clock: the thread's."""
+    slot = history_slot(x, location)
+    put_base(slot, location, size, old, np.int64(0))
+    put_message(slot + s.H_MESSAGES * 8, value, gid, clock, np.int64(0), scope, next_number(x), False)
+    put(slot, s.H_COUNT, 1)
+
+
+@jit
+def next_number(x):
+    """Take the number of a write. Returns it."""
+    sequence = get(x, s.SEQUENCE) + SEQUENCE_STEP
+    put(x, s.SEQUENCE, sequence)
+    return sequence
+
+
+@inlined
+def put_base(slot, location, size, old, entry):
+    """Begin the history of a location. old: its value. entry: its row in the sync table, or 0."""
+    put(slot, s.H_ADDRESS, location)
+    put(slot, s.H_SIZE, size)
+    put(slot, s.H_BASE, np.int64(old))
+    put(slot, s.H_BASE_MAP, 0 if entry == 0 else get(entry, s.S_MAP))
+    put(slot, s.H_BASE_SCOPE, 0 if entry == 0 else get(entry, s.S_SCOPE))
+    put(slot, s.H_BASE_GID, 0 if entry == 0 else get(entry, s.S_GID))
 
 
 @jit
@@ -463,12 +490,7 @@ def room(x, location, size, old, entry):
     count = get(slot, s.H_COUNT)
     if count == 0 or get(slot, s.H_ADDRESS) != location or get(slot, s.H_SIZE) != size:
         count = np.int64(0)
-        put(slot, s.H_ADDRESS, location)
-        put(slot, s.H_SIZE, size)
-        put(slot, s.H_BASE, np.int64(old))
-        put(slot, s.H_BASE_MAP, 0 if entry == 0 else get(entry, s.S_MAP))
-        put(slot, s.H_BASE_SCOPE, 0 if entry == 0 else get(entry, s.S_SCOPE))
-        put(slot, s.H_BASE_GID, 0 if entry == 0 else get(entry, s.S_GID))
+        put_base(slot, location, size, old, entry)
     if count == s.M_MOST:
         first = slot + s.H_MESSAGES * 8
         put(slot, s.H_BASE, get(first, s.M_VALUE))

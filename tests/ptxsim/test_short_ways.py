@@ -189,7 +189,7 @@ BASE = 40  # a row of registers for drawn addresses
 @numba.njit(error_model="numpy")
 def quietly(x, warp, thread, block, space, place, size, how, write, pc):
     """Call `quiet`, as ld and st do."""
-    shadow = shadow_of(x, block, space, place)
+    shadow = shadow_of(x, block, space, place, size)
     return quick.quiet(x, thread, block, warp_slot(x, warp), shadow, size, how, write, pc)
 
 
@@ -222,7 +222,7 @@ def regions_both(x, warp, block, space, size, write, mask, found):
         host, place, kind = locate(x, warp, thread, block, lane, space, address, size, write, np.int64(3))
         found[1, lane, :3] = host, place, kind
         if host != FAULT and (kind == isa.GLOBAL or kind == isa.SHARED):
-            init, grain, cells, first, _ = shadow_of(x, block, kind, place)
+            init, grain, cells, first, _ = shadow_of(x, block, kind, place, size)
             found[1, lane, 3:] = location_of(x, block, kind, place), init, grain, cells, first
         if region.space != NOWHERE:
             found[0, lane, :3] = region.host + address + lane * region.step, region.place + address, region.space
