@@ -15,64 +15,42 @@ from ..primitives import taped
 from . import codes, words
 from .layout import ring_of
 
-# codes of the words that are checked, 0: none. `NAMES` has their names in messages
-(
-    NOTHING,
-    ANNOUNCED,
-    ANNOUNCED_STATUS,
-    ANNOUNCED_ROWS,
-    ANNOUNCED_COUNT,
-    ANNOUNCED_SUM,
-    ANNOUNCED_FIRST,
-    ANNOUNCED_TOKENS,
-    ANNOUNCED_ONCE,
-    TAIL,
-    RECORD_EXPERT,
-    RECORD_ROWS,
-    RECORD_PACKED,
-    RECORD_BUNDLE,
-    RECORD_OWNER,
-    PLACE,
-    CREDIT,
-    RETURN_TAIL,
-    RETURNED_ROWS,
-    RETURNED_PACKED,
-    RETURNED_STATUS,
-    RETURNED_KEPT,
-    ENDED,
-    POISON_CAUSE,
-    POISON_ORIGIN,
-    STAGED,
-    LINK,
-) = range(27)
-NAMES = {
-    ANNOUNCED: "the epoch of its announcement",
-    ANNOUNCED_STATUS: "the status in its announcement",
-    ANNOUNCED_ROWS: "the rows in its announcement",
-    ANNOUNCED_COUNT: "the rows for one expert in its announcement",
-    ANNOUNCED_SUM: "the rows for all experts in its announcement",
-    ANNOUNCED_FIRST: "the first packed row in its announcement",
-    ANNOUNCED_TOKENS: "the tokens in its announcement",
-    ANNOUNCED_ONCE: "whether tokens cross once, in its announcement",
-    TAIL: "its count of tiles",
-    RECORD_EXPERT: "the expert in a tile record",
-    RECORD_ROWS: "the rows in a tile record",
-    RECORD_PACKED: "the first packed row in a tile record",
-    RECORD_BUNDLE: "the rows of a bundle in a tile record",
-    RECORD_OWNER: "the rank that a tile record names",
-    PLACE: "the place of a row in its index",
-    CREDIT: "its credit",
-    RETURN_TAIL: "its count of returned tiles",
-    RETURNED_ROWS: "the rows in a return record",
-    RETURNED_PACKED: "the first packed row in a return record",
-    RETURNED_STATUS: "the status in a return record",
-    RETURNED_KEPT: "what it keeps, in a return record",
-    ENDED: "the epoch of the call that it has ended",
-    POISON_CAUSE: "the cause in its poison word",
-    POISON_ORIGIN: "the failed rank in its poison word",
-    LINK: "the number of the pair before a pair, in its links",
-    STAGED: "its count of staged outputs",
-}
+NAMES = ["nothing"]  # the names of the checked words in messages, by their codes; code 0: none
+
+
+def _word(name: str) -> int:
+    """The code of a word that messages name so."""
+    NAMES.append(name)
+    return len(NAMES) - 1
+
+
+NOTHING = 0
+ANNOUNCED = _word("the epoch of its announcement")
+ANNOUNCED_STATUS = _word("the status in its announcement")
+ANNOUNCED_ROWS = _word("the rows in its announcement")
+ANNOUNCED_COUNT = _word("the rows for one expert in its announcement")
+ANNOUNCED_SUM = _word("the rows for all experts in its announcement")
+ANNOUNCED_FIRST = _word("the first packed row in its announcement")
+ANNOUNCED_TOKENS = _word("the tokens in its announcement")
+ANNOUNCED_ONCE = _word("whether tokens cross once, in its announcement")
+TAIL = _word("its count of tiles")
+RECORD_EXPERT = _word("the expert in a tile record")
+RECORD_ROWS = _word("the rows in a tile record")
+RECORD_PACKED = _word("the first packed row in a tile record")
+RECORD_BUNDLE = _word("the rows of a bundle in a tile record")
+RECORD_OWNER = _word("the rank that a tile record names")
+PLACE = _word("the place of a row in its index")
+CREDIT = _word("its credit")
+RETURN_TAIL = _word("its count of returned tiles")
+RETURNED_ROWS = _word("the rows in a return record")
+RETURNED_PACKED = _word("the first packed row in a return record")
+RETURNED_STATUS = _word("the status in a return record")
+RETURNED_KEPT = _word("what it keeps, in a return record")
+ENDED = _word("the epoch of the call that it has ended")
+POISON_CAUSE = _word("the cause in its poison word")
+POISON_ORIGIN = _word("the failed rank in its poison word")
+STAGED = _word("its count of staged outputs")
+LINK = _word("the number of the pair before a pair, in its links")
 
 STATUS_MOST = 1 << 32  # a status can contain the id of an expert, see NOT_LOADED in codes.py
 KEPT_MOST = taped.X | taped.HIDDEN
