@@ -29,7 +29,7 @@ from ..errors import AristosError, ClosedError, InputError, MismatchError, NotLo
 from ..host.nodes import Nodes
 from ..kernels.common import activations
 from ..placement import Placement
-from ..primitives.buffers import FLOAT, aligned
+from ..primitives.buffers import FLOAT, zeros
 from ..row_types import ROW_TYPES
 from ..substrate.attach import attach
 from ..substrate.runtime import OPEN_CALL, Runtime
@@ -325,8 +325,7 @@ def object_job(
         places = Placement([*places.copies, list(range(world))], len(places.copies) + 1, world)
     slots = places.slots_for(rank)
     of_shared = slots[len(placement.copies) :]
-    job = aligned((jobs.size(experts + len(of_shared), world, len(foreign)),), np.int64)
-    job[:] = 0
+    job = zeros((jobs.size(experts + len(of_shared), world, len(foreign)),))
     nowhere = np.full(values.get("identity", 0), -1)  # identity experts have no slot
     chosen = slots[: len(placement.copies)]
     moved = [(slot + rank * shared, rank) for slot, rank in foreign]  # earlier ranks have a shared expert each

@@ -13,7 +13,7 @@ from ..errors import InputError
 from ..kernels.cpu.convert import BFLOAT16, narrow
 from ..kernels.cpu.elements import ElementType, element_type
 from ..primitives.arithmetic import ExpertWeights, TransposedWeights
-from ..primitives.buffers import FLOAT, LINE, aligned
+from ..primitives.buffers import FLOAT, LINE, aligned, zeros
 from ..reproducible import Node
 from .given import ROUTERS, SHARED, Arrays, expert_names, shapes
 from .weights import LayerWeights
@@ -64,9 +64,7 @@ class TrainedWeights(LayerWeights):
 
     def _zeros(self, shape: tuple[int, ...]) -> np.ndarray:
         """Zeros of this shape, but with rows padded to vectors."""
-        made = aligned((*shape[:-1], self._float32.padded(shape[-1])))
-        made[:] = 0
-        return made
+        return zeros((*shape[:-1], self._float32.padded(shape[-1])), np.float32)
 
     # ------------------------------------------------------------ weights
 
@@ -123,9 +121,7 @@ class TrainedWeights(LayerWeights):
 
     def new_common(self, size: int | None = None) -> np.ndarray:
         """Zeros for the common gradients of one piece."""
-        made = aligned((self.common.size if size is None else size,))
-        made[:] = 0
-        return made
+        return zeros((self.common.size if size is None else size,), np.float32)
 
     def part(self, common: np.ndarray, name: str) -> np.ndarray | None:
         """One gradient, with padded rows, in an array of common gradients; None if the layer has no such gradient."""

@@ -33,7 +33,7 @@ from ..engine.layout import (
 )
 from ..host.nodes import Nodes
 from ..primitives import wire
-from ..primitives.buffers import aligned
+from ..primitives.buffers import zeros
 from ..transport.group import Group
 from ..transport.node_window import NodeWindow
 from ..transport.rma import RmaWindow
@@ -89,12 +89,6 @@ def fill_bells(
                 state[starts[words.T_PUT_STREAM_BELL] + p] = there(p) + lines(own) + stream_sources(nodes, p).index(me)
 
 
-def _zeros(nbytes: int) -> np.ndarray:
-    buffer = aligned((nbytes,), np.uint8)
-    buffer[:] = 0
-    return buffer
-
-
 class EngineMemory:
     """The windows and outboxes that an `EngineShape` needs on this rank; collective.
 
@@ -119,7 +113,7 @@ class EngineMemory:
         self._local = (window or group.local_window)(for_local)
         self._remote: RmaWindow | None = None
         self.wire = 0
-        self._outbox: Any = (outboxes or _zeros)(for_outboxes)
+        self._outbox: Any = outboxes(for_outboxes) if outboxes else zeros((for_outboxes,), np.uint8)
         warm_up([(wire.run_progress_thread, (int64,)), (wire.try_lock, (int64,)), (wire.unlock, (int64,))])
         if not group.nodes.single:
             self._remote = (remote or partial(remote_window, group))(for_remote)

@@ -14,7 +14,7 @@ import numpy as np
 from ..errors import EnvironmentProblem
 from ..host.mpi_library import loaded, mapped
 from ..primitives import wire
-from ..primitives.buffers import LINE, aligned
+from ..primitives.buffers import LINE, zeros
 
 STOP_SECONDS = 5.0  # how long a process that ends waits for its progress thread
 
@@ -91,8 +91,7 @@ class RmaWindow:
         from mpi4py import MPI
 
         library = mpi_library()
-        words = aligned((wire.words(comm.Get_size()),), np.int64)
-        words[:] = 0
+        words = zeros((wire.words(comm.Get_size()),))
         for name, function in (
             (wire.PUT, library.MPI_Put),
             (wire.FLUSH, library.MPI_Win_flush),

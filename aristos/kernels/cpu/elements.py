@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from ... import weight_types
-from ...primitives.buffers import aligned
+from ...primitives.buffers import aligned, zeros
 from ...quantised import Quantised, quantise
 from ...row_types import ON_CPUS, ROW_TYPES, RowType
 from ...weight_types import WEIGHT_TYPES, WeightType
@@ -78,8 +78,7 @@ class ElementType:
 
     def pack_bias(self, bias: np.ndarray) -> np.ndarray:
         """Pack bias [N] into [padded(N)] float32."""
-        out = aligned((self.padded(len(bias)),))
-        out[:] = 0
+        out = zeros((self.padded(len(bias)),), np.float32)
         out[: len(bias)] = bias
         return out
 

@@ -18,7 +18,7 @@ from ...engine.experts import GROUP
 from ...engine.layout import EngineShape, StateLayout, lines, return_stride, word_from
 from ...errors import PoisonedError, WaitTimeout
 from ...primitives import isa, wire
-from ...primitives.buffers import aligned
+from ...primitives.buffers import aligned, zeros
 from ...primitives.memory import load_acquire
 from ...transport.group import Group
 from ...transport.limits import Limits
@@ -135,8 +135,7 @@ class CpuRuntime(Runtime):
         """Make new windows and a new state. The old ones stay if there is no memory for the new."""
         tables = StateLayout(shape, workers, BATCH)
         memory = EngineMemory(self.group, shape)
-        state = aligned((tables.words,), np.int64)
-        state[:] = 0
+        state = zeros((tables.words,))
         memory.fill(state, tables.starts)
         with self.group.together("the other ranks to free windows"):
             for old in (self._memory, self._workers):

@@ -20,7 +20,7 @@ from ...engine import job as jobs
 from ...engine.layout import LINE, WORD, EngineShape, StateLayout, lines
 from ...errors import MemoryProblem
 from ...host.nodes import Nodes
-from ...primitives.buffers import aligned
+from ...primitives.buffers import zeros
 from ...transport.group import Group
 from ...transport.window import Window
 from ..windows import EngineMemory, readers, window_bytes
@@ -70,10 +70,8 @@ class DeviceMemory(EngineMemory):
         if rows_on_device:
             with contextlib.suppress(MemoryProblem):  # then the rows wait in host memory
                 self._rows = device.allocate(device_rows_bytes(shape, group.nodes, group.rank))
-        self._accepted = aligned((LINE // WORD * group.world,), np.int64)
-        self._accepted[:] = 0
-        self._locks = aligned((2 * LINE // WORD,), np.int64)
-        self._locks[:] = 0
+        self._accepted = zeros((LINE // WORD * group.world,))
+        self._locks = zeros((2 * LINE // WORD,))
 
     def _mapped(self, nbytes: int) -> np.ndarray:
         array, address = self.device.host(nbytes)

@@ -11,7 +11,6 @@ import contextlib
 import time
 from typing import Any
 
-import numpy as np
 from numba import int32, int64, typeof
 
 from kernel_cache.compile import Locator, compiling, entry, jit, warm_up
@@ -21,7 +20,7 @@ from ...engine.poison import poison_word
 from ...kernels import cpu as _lowerings  # noqa: F401  registers what the primitives compile to
 from ...primitives import memory as mem
 from ...primitives import wire
-from ...primitives.buffers import aligned
+from ...primitives.buffers import zeros
 from ..idle import rest
 from .outboxes import Sides
 
@@ -46,8 +45,7 @@ class DeviceWire:
     def __init__(self, world: int) -> None:
         with compiling():
             self._kept = [entry(function, int32(*[int64] * 8), Locator) for function in (put, flush)]
-        self.words = aligned((wire.words(world),), np.int64)
-        self.words[:] = 0
+        self.words = zeros((wire.words(world),))
         self.address = self.words.ctypes.data
         self.words[[wire.PUT, wire.FLUSH]] = [compiled.address for compiled in self._kept]
         self.words[wire.WINDOW] = self.address
