@@ -20,10 +20,11 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from . import _reference_parts as parts
+from ._first_refusal import raise_first
 from ._reference_backward import VALUES, by_softmax
 from ._reference_parts import softmax
 from .config import BIASED, ValuedScore, real
-from .errors import AristosError, InputError, PeerInputError
+from .errors import AristosError, InputError
 from .routing import Routing
 
 FIXED = 52  # bits of a fixed-point term
@@ -291,12 +292,8 @@ def bias_step(select_bias: ArrayLike, counts: ArrayLike, rate: float, comm: Any 
 
 def _agree(problem: AristosError | None, comm: Any) -> None:
     """Raise on every rank if one has a problem."""
-    if comm is not None:
-        for rank, text in enumerate(comm.allgather(None if problem is None else str(problem))):
-            if text is not None and problem is None:
-                raise PeerInputError(f"rank {rank} refused its arguments: {text}")
-    if problem is not None:
-        raise problem
+    text = None if problem is None else str(problem)
+    raise_first(problem, [text] if comm is None else comm.allgather(text), "refused its arguments")
 
 
 def _meet(routing: Routing, comm: Any, problem: AristosError | None = None) -> Floats:

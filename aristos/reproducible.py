@@ -16,7 +16,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .errors import AristosError, InputError, MismatchError, PeerInputError
+from ._first_refusal import raise_first
+from .errors import AristosError, InputError, MismatchError
 
 DTYPES = "float32", "float64"
 
@@ -102,11 +103,7 @@ def reproducible_sum(comm: Any, pieces: Sequence[np.ndarray] | np.ndarray) -> np
     reports = [(len(mine), kind, None if problem is None else str(problem))]
     if comm is not None:
         reports = comm.allgather(reports[0])
-    if problem is not None:
-        raise problem
-    for rank, (_, _, text) in enumerate(reports):
-        if text is not None:
-            raise PeerInputError(f"rank {rank} refused its pieces: {text}")
+    raise_first(problem, [text for _, _, text in reports], "refused its pieces")
     kinds = list(dict.fromkeys(each for _, each, _ in reports if each is not None))
     if not kinds:
         raise InputError("pieces must hold an array on at least one rank, got none on any")

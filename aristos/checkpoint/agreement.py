@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from .._first_refusal import raise_first
 from ..config import MoEConfig
 from ..errors import MismatchError
 from ..layer.arguments import usable_limits
-from ..layer.collective import raise_first
 from ..layer.given import shapes
 from .recipe import StoredLayer
 from .stored_arrays import LATE, WEIGHTS

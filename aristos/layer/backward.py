@@ -26,7 +26,7 @@ from ..primitives.arithmetic import ExpertBlocks, ExpertWeights, TransposedWeigh
 from ..primitives.buffers import FLOAT, LINE, aligned
 from ..reproducible import partial_sums
 from .arguments import on_input
-from .collective import Membership, raise_first
+from .collective import Membership, agreed
 from .node_first import all_to_all
 from .trained_weights import Addresses, TrainedWeights, narrowed, widened
 
@@ -238,9 +238,7 @@ class BackwardCalls:
     def _meet(self, problem: AristosError | None, name: Any) -> None:
         """Raise on every rank if one refuses its arguments, or if the tapes or pieces differ."""
         group = self.member.runtime.group
-        reports = group.allgather((None if problem is None else str(problem), name), "arguments of backward")
-        raise_first(problem, [text for text, _ in reports], "refused its arguments of backward")
-        for rank, (_, theirs) in enumerate(reports):
+        for rank, theirs in enumerate(agreed(group, problem, "its arguments of backward", name)):
             if theirs != name:
                 raise MismatchError(
                     "backward must get the tape of the same forward call, and the same number of pieces, on all ranks:"

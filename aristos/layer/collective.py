@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from .._first_refusal import raise_first
 from ..config import MoEConfig
 from ..engine import codes, schema, words
 from ..engine import job as jobs
@@ -267,9 +268,11 @@ class Membership:
             self.runtime.release()
 
 
-def agreed(group: Group, problem: Exception | None, what: str) -> None:
-    """Raise `problem` here, and PeerInputError on the other ranks of a group. Collective."""
-    raise_first(problem, group.allgather(_text(problem), what), f"refused {what}")
+def agreed(group: Group, problem: Exception | None, what: str, value: Any = None) -> list[Any]:
+    """Every rank's `value`. Raises `problem` here, and PeerInputError on the other ranks of a group. Collective."""
+    reported = group.allgather((None if problem is None else str(problem), value), what)
+    raise_first(problem, [error for error, _ in reported], f"refused {what}")
+    return [each for _, each in reported]
 
 
 def agreed_alike(group: Group, problem: Exception | None, what: str, alike: Fields, unlike: str) -> None:
@@ -277,30 +280,10 @@ def agreed_alike(group: Group, problem: Exception | None, what: str, alike: Fiel
 
     If texts differ, all ranks raise MismatchError. Its message begins with `unlike` and names the differing texts.
     """
-    reported = group.allgather((_text(problem), alike), what)
-    raise_first(problem, [error for error, _ in reported], f"refused {what}")
-    first = reported[0][1]
-    for rank, (_, theirs) in enumerate(reported):
+    first, *others = agreed(group, problem, what, alike)
+    for rank, theirs in enumerate(others, 1):
         if theirs != first:
             raise MismatchError(f"{unlike}: {differences(first, theirs, 'rank 0', f'rank {rank}')}")
-
-
-def _text(problem: Exception | None) -> str | None:
-    return None if problem is None else str(problem)
-
-
-def raise_first(problem: Exception | None, reported: list[str | None], did: str) -> None:
-    """Raise this rank's problem, else PeerInputError for the first rank that has reported one.
-
-    did: what a rank with a problem did, for the message.
-    """
-    if isinstance(problem, AristosError):
-        problem.on_all_ranks = True
-    if problem is not None:
-        raise problem
-    for rank, error in enumerate(reported):
-        if error is not None:
-            raise PeerInputError(f"rank {rank} {did}: {error}")
 
 
 def object_job(
