@@ -15,6 +15,7 @@ from ..kernels.by_isa import module
 from ..kernels.cpu.call_blocks import BLOCK_BYTES
 from ..kernels.cpu.elements import ELEMENTS
 from ..kernels.cpu.lowering import handle
+from ..placement import Placement
 from ..primitives import isa
 from ..primitives.buffers import FLOAT, LINE, aligned
 from ..substrate.cpu.runtime import CpuRuntime
@@ -69,6 +70,26 @@ def isa_of(cfg: MoEConfig, runtime: Runtime | None, train: bool) -> str:
     if depends_on_isa(cfg, train) and isinstance(runtime, CpuRuntime):
         return runtime.isa
     return isa.chosen()
+
+
+def computed_experts(cfg: MoEConfig, places: Placement, rank: int, foreign: list[tuple[int, int]]) -> list[int]:
+    """Ids of the experts that a rank may compute, in the engine's order: own, shared and foreign experts."""
+    shared = [cfg.columns] if cfg.shared_ffn else []
+    return [*places.mine(rank), *shared, *(places.expert_of(slot) for slot, _ in foreign)]
+
+
+def kept_events(state: np.ndarray, starts: dict[int, int], workers: int) -> list[int]:
+    """How many events each worker has kept."""
+    return [int(state[words.counter(starts, worker, words.N_EVENTS)]) for worker in range(workers)]
+
+
+def named_events(recorded: np.ndarray, kept: list[int], experts: list[int]) -> list[Event]:
+    """Events with the names of their kinds and the ids of `experts`. kept: how many of each worker's are taken."""
+    return [
+        (worker, EVENT_KINDS[kind], start * 1e-9, end * 1e-9, experts[what] if kind in OF_EXPERTS else what, rows)
+        for worker, n in enumerate(kept)
+        for kind, start, end, what, rows in recorded[worker, :n].tolist()
+    ]
 
 
 class CpuBackend(Backend):
@@ -220,8 +241,9 @@ class CpuBackend(Backend):
             else:
                 runtime.run_call(job, self.settings.limits)
         finally:
-            if self._jobs.events is not None:
-                self._kept_events = self._count_events()
+            if (recorded := self._jobs.events) is not None:
+                workers = min(runtime.threads, len(recorded))  # another object may have more
+                self._kept_events = kept_events(runtime.state, runtime.tables.starts, workers)
         seconds = time.perf_counter() - started
         self.totals.add(job, runtime.state, runtime.counted, seconds)
         return seconds
@@ -266,29 +288,11 @@ class CpuBackend(Backend):
         self._jobs.forget()
 
     def events(self) -> list[Event]:
-        recorded = self._jobs.events
-        if recorded is None:
+        if self._jobs.events is None:
             return []
-        found = []
-        experts = self._computed_experts(self._recorded)
-        for worker, n in enumerate(self._kept_events):
-            for kind, start, end, what, rows in recorded[worker, :n].tolist():
-                what = experts[what] if kind in OF_EXPERTS else what
-                found.append((worker, EVENT_KINDS[kind], start * 1e-9, end * 1e-9, what, rows))
-        return found
-
-    def _count_events(self) -> list[int]:
-        """How many events each worker has kept of the runtime's last call. That call may be another object's."""
-        assert self._jobs.events is not None
-        runtime = self._runtime
-        workers = range(min(runtime.threads, len(self._jobs.events)))
-        return [int(runtime.state[words.counter(runtime.tables.starts, w, words.N_EVENTS)]) for w in workers]
-
-    def _computed_experts(self, layer: int) -> list[int]:
-        """Ids of the experts that this rank may compute, in the engine's order: own, shared and foreign experts."""
-        cfg, places = self.cfgs[layer], self.member.placement
-        shared = [cfg.columns] if cfg.shared_ffn else []
-        return [*self.member.mine, *shared, *(places.expert_of(slot) for slot, _ in self._jobs.foreign)]
+        cfg, member = self.cfgs[self._recorded], self.member
+        experts = computed_experts(cfg, member.placement, member.rank, self._jobs.foreign)
+        return named_events(self._jobs.events, self._kept_events, experts)
 
     def close(self) -> None:
         super().close()

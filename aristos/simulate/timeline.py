@@ -9,9 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from ..engine import words
 from ..layer.backend import Event
-from ..layer.cpu import EVENT_KINDS, OF_EXPERTS
+from ..layer.cpu import computed_experts, kept_events, named_events
 from ..layer.timeline import trace_events
 from ..primitives.aside import write_text
 from .rank import Layer
@@ -40,19 +39,5 @@ def write(path: str, sim: Simulation, facts: Mapping[str, Any]) -> None:
 
 def events(sim: Simulation, rank: int) -> list[Event]:
     """The events of a rank in the last call. Times are virtual, in s."""
-    found, experts = [], _computed(sim, rank)
-    state, starts = sim.ranks[rank].state, sim.tables.starts
-    for worker in range(sim.workers):
-        count = int(state[words.counter(starts, worker, words.N_EVENTS)])
-        for kind, start, end, what, rows in sim.kept[rank][worker, :count].tolist():
-            what = experts[what] if kind in OF_EXPERTS else what
-            found.append((worker, EVENT_KINDS[kind], start * 1e-9, end * 1e-9, what, rows))
-    return found
-
-
-def _computed(sim: Simulation, rank: int) -> list[int]:
-    """Ids of the experts that a rank may compute, in the engine's order: held ones, the shared one, foreign ones."""
-    cfg, placement = sim.layer.cfg, sim.layer.placement
-    shared = [cfg.columns] if cfg.shared_ffn else []
-    foreign = (placement.expert_of(slot) for slot, _ in sim.layer.foreign(sim.nodes, rank))
-    return [*placement.mine(rank), *shared, *foreign]
+    experts = computed_experts(sim.layer.cfg, sim.layer.placement, rank, sim.layer.foreign(sim.nodes, rank))
+    return named_events(sim.kept[rank], kept_events(sim.ranks[rank].state, sim.tables.starts, sim.workers), experts)
