@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from llvmlite import ir
 from numba import types
-from numba.extending import intrinsic
 
 from kernel_cache.compile import jit
 
 from ..primitives import memory as mem
 from ..primitives.buffers import zeros
+from ..primitives.intrinsics import emitted
 from ..primitives.named_words import address_of
 
 WORD = 8
@@ -187,25 +187,16 @@ def entry(word, i):
     return get(word) + WORD * i
 
 
-@intrinsic
-def load_real(typingctx, addr):
+@emitted(types.float64, types.int64)
+def load_real(builder, addr):
     """The float64 at an address."""
-
-    def codegen(context, builder, signature, args):
-        return builder.load(builder.inttoptr(args[0], ir.DoubleType().as_pointer()), align=WORD)
-
-    return types.float64(types.int64), codegen
+    return builder.load(builder.inttoptr(addr, ir.DoubleType().as_pointer()), align=WORD)
 
 
-@intrinsic
-def store_real(typingctx, addr, value):
+@emitted(types.none, types.int64, types.float64)
+def store_real(builder, addr, value):
     """Write a float64 at an address."""
-
-    def codegen(context, builder, signature, args):
-        builder.store(args[1], builder.inttoptr(args[0], ir.DoubleType().as_pointer()), align=WORD)
-        return context.get_dummy_value()
-
-    return types.none(types.int64, types.float64), codegen
+    builder.store(value, builder.inttoptr(addr, ir.DoubleType().as_pointer()), align=WORD)
 
 
 @jit
