@@ -24,7 +24,7 @@ from .collective import Membership
 def blocks_of(cfg: MoEConfig, runtime: CudaRuntime, sms: int | None) -> dict[int, int]:
     """How many blocks of the persistent kernel a rank launches, by the rows of the kernel's tile."""
     tiles = persistent.layer_tiles(KINDS[cfg.dtype], runtime.device.target)
-    return {tile.m: runtime.blocks.resident(tile, sms) for tile in tiles}
+    return {tile.m: runtime.resident_blocks(tile, sms) for tile in tiles}
 
 
 class LayerJobs:
@@ -55,7 +55,7 @@ class LayerJobs:
         """
         device = self._runtime.device
         for tile in self.tiles:
-            blocks, fit = self.blocks[tile.m], self._runtime.blocks.resident(tile, counted=True)
+            blocks, fit = self.blocks[tile.m], self._runtime.resident_blocks(tile, counted=True)
             if fit < blocks:
                 raise EnvironmentProblem(
                     f"this layer launches {blocks} blocks of a kernel, and timeline(True) needs as many of"

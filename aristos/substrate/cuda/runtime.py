@@ -67,8 +67,7 @@ class CudaRuntime(Runtime):
     def __init__(self, group: Group, forget: Callable[[Runtime], None] = lambda runtime: None) -> None:
         super().__init__(group, forget)
         self.device = self._on_all(lambda: CudaDevice.find(local_rank(group)))
-        sharing = group.allgather(self.device.uuid, "their GPUs").count(self.device.uuid)
-        self.blocks = Blocks(self.device, sharing)
+        self._ranks_on_gpu = group.allgather(self.device.uuid, "their GPUs").count(self.device.uuid)
         self.state_at = self._scratch_at = self._failure_job_at = self._shared = 0
         self._mirror = 0, 0  # (address for kernels, bytes) of what remote peers put
         self._proxy: ProxyThread | None = None
@@ -218,6 +217,28 @@ class CudaRuntime(Runtime):
         """See `Runtime.enter`. From now on Ctrl-C is noticed, also while the call's arguments are copied."""
         super().enter(caller)
         INTERRUPTS.arm()
+
+    def resident_blocks(self, tile: Tile, sms: int | None = None, counted: bool = False) -> int:
+        """How many blocks of a tile's persistent kernel this rank may launch: its share of what its GPU holds at once.
+
+        Raises EnvironmentProblem if the GPU cannot hold a block of each rank. sms: most SMs to use. The GPU may place
+        every block on its own SM, so there are at most `sms` blocks. counted: see `persistent.layer`.
+        """
+        loaded = self.device.load(persistent.layer_kernel(tile, counted))
+        found = self.device.resident(loaded, tile.shared_bytes) * self.device.sms
+        if sms is not None:
+            if sms > self.device.sms:
+                raise InputError(
+                    f"sms must be at most {self.device.sms}, the number of SMs of {self.device.name}, got {sms}"
+                )
+            found = min(found, sms)
+        found //= self._ranks_on_gpu
+        if found < 1:
+            raise EnvironmentProblem(
+                f"{self.device.name} has no space for a block of {loaded.kernel.name} for each of the"
+                f" {self._ranks_on_gpu} ranks that share it: use fewer ranks on each GPU"
+            )
+        return found
 
     def launch(
         self, tile: Tile, blocks: int, job: int, routing: int, call: Any, stream: int, counted: bool = False
@@ -513,35 +534,6 @@ def local_rank(group: Group) -> int:
         if (number := whole(os.environ.get(name, ""))) is not None:
             return number
     return group.node.Get_rank() if group.node is not None else 0
-
-
-class Blocks:
-    """How many blocks of a kernel a rank may launch: its share of all that its GPU holds at once."""
-
-    def __init__(self, device: Any, sharing: int) -> None:
-        self.device, self.sharing = device, sharing
-
-    def resident(self, tile: Tile, sms: int | None = None, counted: bool = False) -> int:
-        """Blocks of a tile's persistent kernel. Raises EnvironmentProblem if the GPU cannot hold a block of each rank.
-
-        sms: most SMs to use. The GPU may place every block on its own SM, so there are at most `sms` blocks. counted:
-        see `persistent.layer`.
-        """
-        loaded = self.device.load(persistent.layer_kernel(tile, counted))
-        found = self.device.resident(loaded, tile.shared_bytes) * self.device.sms
-        if sms is not None:
-            if sms > self.device.sms:
-                raise InputError(
-                    f"sms must be at most {self.device.sms}, the number of SMs of {self.device.name}, got {sms}"
-                )
-            found = min(found, sms)
-        found //= self.sharing
-        if found < 1:
-            raise EnvironmentProblem(
-                f"{self.device.name} has no space for a block of {loaded.kernel.name} for each of the {self.sharing}"
-                " ranks that share it: use fewer ranks on each GPU"
-            )
-        return found
 
 
 def timeout_ns(seconds: float) -> int:
