@@ -99,11 +99,6 @@ class Runtime(ABC):
         self.epoch = 0
         self.version += 1
 
-    @property
-    def window_bytes(self) -> int:
-        """Bytes of this rank's windows and outboxes; 0 before any object has joined."""
-        return 0 if self._memory is None else self._memory.nbytes
-
     def settle_levels(self, asked: int | str | None) -> None:
         """Settle the levels of the wire between nodes, once. Collective. asked: None if the object works with both.
 

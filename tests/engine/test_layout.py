@@ -505,7 +505,7 @@ def test_memory_does_not_run_away():
 
 def allocated(runtime: Any) -> int:
     """Bytes of windows and outboxes that this rank has allocated."""
-    return int(runtime.window_bytes)
+    return int(runtime._memory.nbytes)
 
 
 def checked_sizes(comm: Any, ranks_per_node: int | None) -> None:

@@ -70,7 +70,7 @@ def test_a_layer_is_an_instance_of_the_public_class():
 
 def real_bytes(moe: aristos.MoE) -> int:
     """Bytes of windows, outboxes and packed weights that this rank has allocated."""
-    windows = moe._member.runtime.window_bytes
+    windows = moe._member.runtime._memory.nbytes
     return windows + sum(moe.packed_weights(layer).nbytes for layer in range(moe.layers))
 
 

@@ -103,7 +103,7 @@ def test_memory_counts_the_shared_expert_of_every_layer():
         with MoE(cfg, threads=1, layers=2) as moe:
             moe.load(0, **reference.weights(cfg))
             moe.load(1, **reference.weights(cfg))
-            held = moe._member.runtime.window_bytes + 2 * moe.packed_weights(0).nbytes
+            held = moe._member.runtime._memory.nbytes + 2 * moe.packed_weights(0).nbytes
             assert aristos.MoE.memory(cfg, 1, layers=2) == held
 
 
@@ -199,7 +199,7 @@ def test_layers_of_different_kinds_share_windows(comm, world):
                 assert same(y, wanted[layer])
                 assert found.logits.shape == (50, LAYERS[layer].columns)
             assert moe.summary().expert_rows.shape == (3, 5)
-            held = moe._member.runtime.window_bytes + sum(moe.packed_weights(n).nbytes for n in range(3))
+            held = moe._member.runtime._memory.nbytes + sum(moe.packed_weights(n).nbytes for n in range(3))
             if not options:
                 most = comm.allreduce(held, max_of()) if comm is not None else held
                 assert aristos.MoE.memory(LAYERS, world) == most

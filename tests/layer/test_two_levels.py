@@ -55,7 +55,7 @@ def checked_layers(comm: Any, per_node: int, kinds: list[str], placement: list[i
                 moe.load(**w)
                 runtime = moe.runtime
                 assert runtime.group.nodes.levels == levels
-                assert runtime.window_bytes == rank_bytes(runtime.shape, runtime.group.nodes, comm.rank)
+                assert runtime._memory.nbytes == rank_bytes(runtime.shape, runtime.group.nodes, comm.rank)
                 for n, (x, call) in enumerate(calls):
                     y, stats = moe(x, return_stats=True, **call)
                     if levels == 1:
