@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..config import LARGEST, MOST_THREADS, MoEConfig, real, whole
+from ..engine import codes
 from ..errors import AristosError, EnvironmentProblem, InputError, NotLoaded
 from ..host import launch_environment
 from ..primitives.arrays import view
@@ -186,3 +187,13 @@ def explain_ids(ids: np.ndarray, experts: int) -> str:
         if len(set(taken.tolist())) < len(taken):
             return f"ids of token {t} must name each expert once at most, got {row.tolist()}"
     return "ids are out of range or repeated"
+
+
+def routing_problem(ids: np.ndarray, weights: np.ndarray, cfg: MoEConfig, status: int) -> str:
+    """What is wrong with the ids and weights of a call, which the engine has refused with this status."""
+    chosen = ids.reshape(-1, cfg.top_k)
+    if status == codes.BAD_IDS:
+        return explain_ids(chosen, cfg.columns)
+    return not_finite(weights.reshape(chosen.shape), chosen >= 0) or (
+        "x times shared_sigmoid must be finite, got NaN or infinity: check both arrays for NaN and for large values"
+    )

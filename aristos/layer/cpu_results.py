@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from ..config import MoEConfig
-from ..engine import codes
 from ..primitives import finite
 from ..routing import Routing, routing_of
-from .arguments import explain_ids, not_finite
+from .arguments import routing_problem
 from .cpu_arguments import CpuArguments, CpuCall
 
 
@@ -25,15 +24,8 @@ def routing_of_call(call: CpuCall, cfg: MoEConfig, arguments: CpuArguments) -> R
 
 def own_problem(call: CpuCall, status: int, cfg: MoEConfig) -> str:
     """Why the engine has refused this rank's routing."""
-    if status == codes.BAD_IDS:
-        assert call.ids is not None
-        return explain_ids(call.ids.reshape(-1, cfg.top_k), cfg.columns)
-    if call.weights is not None and call.ids is not None:
-        given = call.weights.reshape(-1, cfg.top_k)
-        problem = not_finite(given, call.ids.reshape(given.shape) >= 0)
-        return problem or (
-            "x times shared_sigmoid must be finite, got NaN or infinity: check both arrays for NaN and for large values"
-        )
+    if call.ids is not None and call.weights is not None:
+        return routing_problem(call.ids, call.weights, cfg, status)
     assert call.x is not None
     name, rows = ("x", call.x) if call.router_x is None else ("router_x", call.router_x)
     at = finite.first(rows)

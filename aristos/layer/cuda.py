@@ -18,13 +18,7 @@ from ..substrate.cuda import persistent
 from ..substrate.cuda.runtime import NO_JOB, CudaRuntime
 from ..substrate.runtime import Runtime
 from . import device_arrays, streams
-from .arguments import (
-    CallArguments,
-    choices,
-    explain_ids,
-    not_finite,
-    on_input,
-)
+from .arguments import CallArguments, choices, on_input, routing_problem
 from .backend import Backend, Settings
 from .collective import Membership, Needs, status_of, why
 from .cuda_arguments import DeviceArguments, DeviceCall
@@ -262,24 +256,15 @@ class CudaBackend(Backend):
 
     def _own_problem(self, call: DeviceCall, status: int) -> str:
         """Why the GPU has refused this rank's routing."""
-        if call.host_ids is None:
-            what = (
-                "ids must be in 0..E-1 or -1, and a token may name each expert once at most"
-                if status == codes.BAD_IDS
-                else None
-            )
-            given = "the weights of all choices whose id is not -1" if call.routed else "router scores"
-            if self.cfgs[call.layer].shared_sigmoid:
-                given += ", and x times shared_sigmoid,"
-            return what or f"{given} must be finite, got NaN or infinity"
-        chosen = call.host_ids.reshape(-1, self.cfg.top_k)
+        cfg = self.cfgs[call.layer]
+        if call.host_ids is not None and call.host_weights is not None:
+            return routing_problem(call.host_ids, call.host_weights, cfg, status)
         if status == codes.BAD_IDS:
-            return explain_ids(chosen, self.cfgs[call.layer].columns)
-        assert call.host_weights is not None
-        problem = not_finite(call.host_weights.reshape(chosen.shape), chosen >= 0)
-        return problem or (
-            "x times shared_sigmoid must be finite, got NaN or infinity: check both arrays for NaN and for large values"
-        )
+            return "ids must be in 0..E-1 or -1, and a token may name each expert once at most"
+        given = "the weights of all choices whose id is not -1" if call.routed else "router scores"
+        if cfg.shared_sigmoid:
+            given += ", and x times shared_sigmoid,"
+        return f"{given} must be finite, got NaN or infinity"
 
     def synchronize(self) -> None:
         runtime = self._runtime
