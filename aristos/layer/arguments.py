@@ -128,18 +128,24 @@ def check_comm(comm: Any) -> None:
             raise EnvironmentProblem(wrong)
 
 
-def routed_outside(ids: Any, weights: Any, layer: int, has_router: bool) -> bool:
+def routed_outside(given: CallArguments, layer: int, has_router: bool) -> bool:
     """Whether a call brings its own routing.
 
-    Raises InputError if only one of ids and weights was given, NotLoaded if neither was and the layer has no router.
+    Raises InputError if only one of ids and weights was given, or both and router_x. Raises NotLoaded if neither was
+    given and the layer has no router.
     """
-    if (ids is None) != (weights is None):
+    routed = given.ids is not None
+    if routed != (given.weights is not None):
         raise InputError(
             "ids and weights must be given together, got only one: give both, or give neither if the layer has a router"
         )
-    if ids is None and not has_router:
+    if not routed and not has_router:
         raise NotLoaded(f"layer {layer} was loaded without a router: give ids and weights", ROUTER)
-    return ids is not None
+    if routed and given.router_x is not None:
+        raise InputError(
+            "router_x applies only to calls that use the layer's router: give either router_x, or ids and weights"
+        )
+    return routed
 
 
 def routing_arrays(ids: Any, shape: tuple[int, ...], copy: bool = False) -> np.ndarray:

@@ -109,7 +109,7 @@ class CpuArguments:
     def _take_checked(
         self, call: CpuCall, given: CallArguments, copy: bool, taping: Taping | InputError | None
     ) -> None:
-        cfg, ids, weights, out = self._cfgs[call.layer], given.ids, given.weights, given.out
+        cfg, out = self._cfgs[call.layer], given.out
         if isinstance(taping, InputError):
             raise taping
         if given.stream is not None:
@@ -119,9 +119,9 @@ class CpuArguments:
         call.lead = lead
         if len(call.x) > cfg.max_tokens:
             raise InputError(f"x has {len(call.x)} tokens, more than max_tokens={cfg.max_tokens}")
-        if routed_outside(ids, weights, call.layer, self._weights[call.layer].router is not None):
+        if routed_outside(given, call.layer, self._weights[call.layer].router is not None):
             shape = (*lead, cfg.top_k)
-            call.ids, call.weights = routing_arrays(ids, shape, copy), weight_arrays(weights, shape, copy)
+            call.ids, call.weights = routing_arrays(given.ids, shape, copy), weight_arrays(given.weights, shape, copy)
         self._take_router_x(call, given.router_x)
         shape = (*lead, cfg.hidden)
         if out is None:
@@ -134,10 +134,6 @@ class CpuArguments:
     def _take_router_x(self, call: CpuCall, router_x: Any) -> None:
         if router_x is None:
             return
-        if call.ids is not None:
-            raise InputError(
-                "router_x applies only to calls that use the layer's router: give either router_x, or ids and weights"
-            )
         call.router_x, lead = arrays.rows("router_x", router_x, self._cfg.hidden, self._cfg.dtype)
         if lead != call.lead:
             wanted, got = [*call.lead, self._cfg.hidden], [*lead, self._cfg.hidden]

@@ -80,17 +80,13 @@ class DeviceArguments:
         lead = call.lead = self._take_x(call, given.x)
         if call.tokens > self._cfg.max_tokens:
             raise InputError(f"x has {call.tokens} tokens, more than max_tokens={self._cfg.max_tokens}")
-        self._take_routing(call, given.ids, given.weights, lead)
+        self._take_routing(call, given, lead)
         self._take_router_x(call, given.router_x)
         self._take_y(call, given.x, given.out, lead)
 
     def _take_router_x(self, call: DeviceCall, router_x: Any) -> None:
         if router_x is None:
             return
-        if call.routed:
-            raise InputError(
-                "router_x applies only to calls that use the layer's router: give either router_x, or ids and weights"
-            )
         by = DeviceCall(self._kind, stream=call.stream)
         lead = self._take_x(by, router_x, "router_x")
         if lead != call.lead:
@@ -123,15 +119,14 @@ class DeviceArguments:
             self._runtime.device.copy_in(call.x, np.ascontiguousarray(flat).view(np.uint8), call.stream)
         return lead
 
-    def _take_routing(self, call: DeviceCall, ids: Any, weights: Any, lead: tuple[int, ...]) -> None:
+    def _take_routing(self, call: DeviceCall, given: CallArguments, lead: tuple[int, ...]) -> None:
         cfg = self._cfgs[call.layer]
         call.ids, call.weights = self._jobs.routing_buffers()
-        if not routed_outside(ids, weights, call.layer, self._weights[call.layer].router is not None):
+        if not routed_outside(given, call.layer, self._weights[call.layer].router is not None):
             call.capacity = capacity(cfg, call.tokens)
             return
         call.routed, shape = True, (*lead, cfg.top_k)
-        given = ("ids", ids), ("weights", weights)
-        found = [device_arrays.on_device(name, value, call.stream) for name, value in given]
+        found = [device_arrays.on_device(name, getattr(given, name), call.stream) for name in ("ids", "weights")]
         if found[0] is not None and found[1] is not None:
             self._check_device("ids", found[0])
             self._check_device("weights", found[1])
@@ -139,7 +134,7 @@ class DeviceArguments:
             call.given_weights = device_arrays.whole("weights", found[1], shape, "float32")
             call.keeps += tuple(found)
         else:
-            call.host_ids, call.host_weights = routing_arrays(ids, shape), weight_arrays(weights, shape)
+            call.host_ids, call.host_weights = routing_arrays(given.ids, shape), weight_arrays(given.weights, shape)
             pairs = cfg.top_k * cfg.max_tokens
             call.given_ids, call.given_weights = (
                 self._jobs.buffer("given ids", 8 * pairs),
