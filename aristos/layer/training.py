@@ -14,7 +14,6 @@ from ..errors import AristosError, InputError, MismatchError
 from ..primitives.arrays import rows as rows_of
 from ..reproducible import total
 from ..routing import Routing
-from ..transport.group import Group
 from .arguments import refusal
 from .backend import Backend
 from .backward import BackwardCall, Saved
@@ -91,7 +90,8 @@ class Training:
     """The part that a layer object has only with train=True: tapes, backward calls, gradients, masters.
 
     Optimizers use this part. layers: how many layers the object has. mine: ids of this rank's experts. updates:
-    compiled steps of optimizers.
+    compiled steps of optimizers. everyone: the group of all ranks that train this object together; with a plan, the
+    ranks of all its groups.
     """
 
     def __init__(
@@ -110,17 +110,12 @@ class Training:
         self.updates: Updates = self._trainer.updates()
         self._numbers = 0
         self._calls = self._trainer.backward_calls(holders.group.rank)
-        member.everyone = holders.group
+        self.everyone = member.everyone = holders.group
 
     def close(self) -> None:
         """Close what training has made; collective."""
         self._calls.close()
         self._holders.close(self._member.runtime.broken is not None)
-
-    @property
-    def everyone(self) -> Group:
-        """The group of all ranks that train this object together; with a plan, the ranks of all its groups."""
-        return self._holders.group
 
     def agree(self, problem: Exception | None, what: str) -> None:
         """Raise `problem` here and PeerInputError on the other ranks of `everyone`. what: what this rank refused."""
