@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import builtins
-
 from . import call_schema as schema
+from .words import filling
 
 ARITHMETIC = '''"""The arithmetic that steps call by name. Written by `python -m aristos.engine.generate`: do not edit.
 
@@ -100,12 +99,6 @@ def _filled(names: tuple[str, ...], values: dict[str, int]) -> np.ndarray:
     for name, value in values.items():
         job[globals()[name.upper()]] = value
     return job
-
-
-@inlined
-def fill_routing(job, {call}):
-    """Fill the words of a call in compiled code."""
-{stores}
 '''
 RECORDS = '''"""The arguments of steps' calls. Written by `python -m aristos.engine.generate`: do not edit.
 
@@ -246,14 +239,5 @@ def router_job() -> str:
     lasting = "\n".join(f'    "{each.name}",' for each in every if each.name not in of_call)
     names = "\n".join(f'    "{name}",' for name in of_call)
     absent = "\n".join(f'    "{each.name}",' for each in every if " 0: " in each.meaning)
-    call = {name: f"{name}_" if name in dir(builtins) else name for name in of_call}
-    stores = "\n".join(f"    job[{name.upper()}] = {argument}" for name, argument in call.items())
-    return ROUTER.format(
-        numbers=numbers,
-        words=len(every) + 1,
-        lasting=lasting,
-        of_call=names,
-        absent=absent,
-        call=", ".join(call.values()),
-        stores=stores,
-    )
+    text = ROUTER.format(numbers=numbers, words=len(every) + 1, lasting=lasting, of_call=names, absent=absent)
+    return text + filling("fill_routing", list(map(str.upper, of_call)), "Fill the words of a call in compiled code.")

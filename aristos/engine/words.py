@@ -73,13 +73,17 @@ def _record(record: schema.Record) -> str:
     return found
 
 
+def filling(name: str, found: list[str], meaning: str) -> str:
+    """A function that fills these words of a job in compiled code."""
+    named = [f"{word.lower()}_" if word.lower() in dir(builtins) else word.lower() for word in found]
+    lines = [f"    job[{word}] = {argument}\n" for word, argument in zip(found, named)]
+    return f'\n\n@inlined\ndef {name}(job, {", ".join(named)}):\n    """{meaning}"""\n' + "".join(lines)
+
+
 def _fill(part: str) -> str:
     """A function that fills a part of a job in compiled code: all words that `job.fill` wants on a GPU."""
     found = [w.name for w in schema.JOB_SCALARS if w.part == part and w.substrate != schema.CPU]
-    named = ", ".join(f"{name.lower()}_" if name.lower() in dir(builtins) else name.lower() for name in found)
-    lines = [f"    job[{name}] = {argument}\n" for name, argument in zip(found, named.split(", "))]
-    head = f'\n\n@inlined\ndef fill_{part}(job, {named}):\n    """Fill the part `{part}` in compiled code."""\n'
-    return head + "".join(lines)
+    return filling(f"fill_{part}", found, f"Fill the part `{part}` in compiled code.")
 
 
 def text() -> str:
