@@ -146,31 +146,14 @@ def _pointer(builder, addr):
     return builder.inttoptr(addr, cgutils.voidptr_t)
 
 
-@overload(mem.floats)
-def _floats(addr, n):
-    return lambda addr, n: carray(_pointer(addr), n, np.float32)
+def _view(kind):
+    """What `overload` needs for a function that returns memory as an array of this type."""
+    return lambda addr, n: lambda addr, n: carray(_pointer(addr), n, kind)
 
 
-@overload(mem.bits8)
-def _bits8(addr, n):
-    return lambda addr, n: carray(_pointer(addr), n, np.uint8)
-
-
-@overload(mem.bits16)
-def _bits16(addr, n):
-    return lambda addr, n: carray(_pointer(addr), n, np.uint16)
-
-
-@overload(mem.bits32)
-def _bits32(addr, n):
-    return lambda addr, n: carray(_pointer(addr), n, np.uint32)
-
-
-@overload(mem.words)
-def _words(addr, n):
-    return lambda addr, n: carray(_pointer(addr), n, np.int64)
-
-
+VIEWS = {"floats": np.float32, "bits8": np.uint8, "bits16": np.uint16, "bits32": np.uint32, "words": np.int64}
+for _name, _kind in VIEWS.items():
+    overload(getattr(mem, _name))(_view(_kind))
 for _name in ("thread", "warp", "lane"):  # a thread's numbers within its worker, which is one thread here
     overload(getattr(mem, _name), inline="always")(lambda: lambda: 0)
 for _name in ("threads", "warps"):
