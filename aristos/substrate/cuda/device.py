@@ -179,32 +179,31 @@ class CudaDevice:
         An array in memory of `host` must not change until the stream has made the copy. Other arrays may change as soon
         as this returns.
         """
-        _contiguous(array)
-        if array.nbytes:
-            stream = self.stream if stream is None else stream
-            with self.current():
-                call("cuMemcpyHtoDAsync", address, array.ctypes.data, array.nbytes, stream)
-                self._finish_unpinned(array, stream)
+        self._transfer("cuMemcpyHtoDAsync", address, array.ctypes.data, array, stream)
 
     def copy_out(self, array: np.ndarray, address: int, stream: int | None = None) -> None:
         """Copy from the device into a contiguous array.
 
         The copy is complete on return, except into memory of `host`.
         """
-        _contiguous(array)
         if not array.flags.writeable:
             raise InputError("copy_out needs a writable array, got a read-only one")
+        self._transfer("cuMemcpyDtoHAsync", array.ctypes.data, address, array, stream)
+
+    def _transfer(self, function: str, to: int, source: int, array: np.ndarray, stream: int | None) -> None:
+        """Copy between the device and an array. Raises InputError unless the array is contiguous.
+
+        GPUs that use the host's page tables (GH200) copy pageable memory asynchronously, so this waits for such copies.
+        """
+        if not array.flags.c_contiguous:
+            raise InputError(f"copies need a contiguous array, got strides {array.strides} for shape {array.shape}")
         if array.nbytes:
+            start, end = array.ctypes.data, array.ctypes.data + array.nbytes
             stream = self.stream if stream is None else stream
             with self.current():
-                call("cuMemcpyDtoHAsync", array.ctypes.data, address, array.nbytes, stream)
-                self._finish_unpinned(array, stream)
-
-    def _finish_unpinned(self, array: np.ndarray, stream: int) -> None:
-        """Wait for a copy of pageable memory. GPUs that use the host's page tables (GH200) make it asynchronous."""
-        start, end = array.ctypes.data, array.ctypes.data + array.nbytes
-        if not any(low <= start and end <= low + size for low, size in self._pinned.items()):
-            call("cuStreamSynchronize", stream)
+                call(function, to, source, array.nbytes, stream)
+                if not any(low <= start and end <= low + size for low, size in self._pinned.items()):
+                    call("cuStreamSynchronize", stream)
 
     def copy(self, to: int, source: int, nbytes: int, stream: int) -> None:
         """Copy within device memory, in the order of the stream."""
@@ -445,8 +444,3 @@ def _uuid(device: int) -> str:
 def _positive(nbytes: int) -> None:
     if nbytes < 1:
         raise InputError(f"nbytes must be positive, got {nbytes}")
-
-
-def _contiguous(array: np.ndarray) -> None:
-    if not array.flags.c_contiguous:
-        raise InputError(f"copies need a contiguous array, got strides {array.strides} for shape {array.shape}")
