@@ -207,14 +207,13 @@ class BackwardCalls:
         self.member, self.kernels, self.number = member, Kernels(isa, cfgs[0].dtype), number
         self.cfgs = cfgs
         self.kernels.prepare(cfgs, self.blocks)
-        self._pool: ThreadPoolExecutor | None = None
+        # the pool starts threads when they are needed
+        self._pool = ThreadPoolExecutor(member.threads, thread_name_prefix="aristos-backward")
         self._all_to_all = all_to_all(member.runtime.group)
 
     def close(self) -> None:
         """End the threads."""
-        if self._pool is not None:
-            self._pool.shutdown()
-            self._pool = None
+        self._pool.shutdown()
 
     def refuse(self, error: AristosError) -> None:
         """Make a call in which this rank refuses its arguments, so that the other ranks raise too. Collective."""
@@ -335,8 +334,6 @@ class BackwardCalls:
         """Run a function for every item, on all workers; returns the results in order."""
         if self.member.threads == 1 or len(items) < 2:
             return [run(item) for item in items]
-        if self._pool is None:
-            self._pool = ThreadPoolExecutor(self.member.threads, thread_name_prefix="aristos-backward")
         return list(self._pool.map(run, items))
 
     def _exchange(self, values: list[np.ndarray]) -> list[np.ndarray]:

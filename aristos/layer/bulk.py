@@ -31,7 +31,8 @@ class Bulk:
     def __init__(self, runtime: CpuRuntime, timeout: float) -> None:
         self.runtime, self.timeout = runtime, timeout
         self.collective: Callable[[Callable[[Any], object], np.ndarray], None] = self.at_once
-        self._pool: ThreadPoolExecutor | None = None
+        # the pool starts threads when they are needed
+        self._pool = ThreadPoolExecutor(runtime.threads, thread_name_prefix="aristos-bulk")
         self._all_to_all = all_to_all(runtime.group)
         self._send = self._received = self._results = aligned((0,), np.uint8)
         from numba import typeof, types
@@ -103,13 +104,7 @@ class Bulk:
 
     def _everywhere(self, job: np.ndarray, function: Any, j: np.ndarray, st: np.ndarray, *rest: Any) -> None:
         """Run a function on every worker; each claims parts of the work."""
-        workers = int(job[words.WORKERS])
-        if workers == 1:
-            function(j, st, 0, *rest)
-            return
-        if self._pool is None:
-            self._pool = ThreadPoolExecutor(workers - 1, thread_name_prefix="aristos-bulk")
-        others = [self._pool.submit(function, j, st, worker, *rest) for worker in range(1, workers)]
+        others = [self._pool.submit(function, j, st, worker, *rest) for worker in range(1, int(job[words.WORKERS]))]
         function(j, st, 0, *rest)
         for other in others:
             other.result()
@@ -188,9 +183,7 @@ class Bulk:
 
     def close(self) -> None:
         """End the threads."""
-        if self._pool is not None:
-            self._pool.shutdown()
-            self._pool = None
+        self._pool.shutdown()
 
 
 def _at(address: int, nbytes: int) -> np.ndarray:
