@@ -16,7 +16,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -93,23 +93,14 @@ class CudaRuntime(Runtime):
     def require(self, shape: EngineShape, scratch: int, shared: int, threads: int) -> None:
         """See `Runtime.require`. shared: bytes of hidden activations; threads: blocks; scratch is not used."""
         shape, workers, grown = self.grown(shape, threads)
-        with self._growing():
+        first = self.shape is None
+        try:
             if grown:
                 self._allocate(shape, workers)
             if any(self.group.allgather(shared > self._shared, "hidden activations")):
                 self._on_all(lambda: self._make_scratch(max(shared, self._shared)))
-
-    @contextlib.contextmanager
-    def _growing(self) -> Iterator[None]:
-        """A block in which old memory is freed before new is allocated.
-
-        A failure makes the engine unusable on all ranks, unless it is the first allocation.
-        """
-        first = self.shape is None
-        try:
-            yield
         except AristosError as error:
-            if not first:
+            if not first:  # old memory was freed before, so the engine is unusable on all ranks
                 self.failure.reason = f"its memory could not grow for another layer: {error}"
             raise
 
