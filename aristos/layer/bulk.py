@@ -6,7 +6,6 @@ same kernels, but nothing of the protocol. With two levels its rows go through `
 
 from __future__ import annotations
 
-import ctypes
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -20,6 +19,7 @@ from kernel_cache.compile import warm_up
 from ..engine import bulk as step
 from ..engine import codes, packing, steps, words
 from ..engine import job as jobs
+from ..primitives import memory as mem
 from ..primitives.buffers import aligned
 from ..substrate.cpu.runtime import CpuRuntime
 from .node_first import all_to_all
@@ -81,7 +81,7 @@ class Bulk:
         if job[words.LOADED] == 0:  # this rank has loaded no weights, so its call was refused
             order = ends = np.zeros(0, np.int64)
         self.run_experts(job, order, ends, self._received, self._results)
-        back = _at(int(step.return_base(job, st)), rows * stride)
+        back = mem.bits8(step.return_base(job, st), max(1, rows * stride))
         self._alltoallv(job, st, self._results, came, back, sent, stride)
         step.all_back(job, st)
         self._everywhere(job, step.combine_all, job, st)
@@ -184,7 +184,3 @@ class Bulk:
     def close(self) -> None:
         """End the threads."""
         self._pool.shutdown()
-
-
-def _at(address: int, nbytes: int) -> np.ndarray:
-    return np.ctypeslib.as_array((ctypes.c_uint8 * max(nbytes, 1)).from_address(address))
