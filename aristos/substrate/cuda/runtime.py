@@ -406,7 +406,7 @@ class CudaRuntime(Runtime):
     def _notify_peers(self, job: np.ndarray, error: BaseException, origin: int, cause: int) -> None:
         if self._memory is None:
             return
-        self._abort_calls(cause)
+        store_release(self._abort.ctypes.data, cause)  # lets the call in flight notify the peers, and end
         if isinstance(error, WaitTimeout | PoisonedError | CorruptionError):
             return  # the kernel has notified the peers, or is unable to
         if self._proxy is not None:
@@ -443,10 +443,6 @@ class CudaRuntime(Runtime):
     def _in_flight(self) -> str:
         """The text of `standing` if a call is in flight, else ''."""
         return "" if self.device.passed(self._ended) else self.standing()
-
-    def _abort_calls(self, cause: int) -> None:
-        """Let the call in flight notify the peers, and end."""
-        store_release(self._abort.ctypes.data, cause)
 
     @staticmethod
     def _answer(ask: Callable[[], Any], seconds: float) -> list[Any]:
