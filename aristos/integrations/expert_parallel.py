@@ -19,7 +19,7 @@ from ..errors import InputError
 from . import experts_module, fallback
 from .fp8 import packed_experts
 from .masters import ShardedMasters
-from .options import communicator, current, limits
+from .options import communicator, limits
 from .process_groups import communicator_of, set_variables
 from .same_tokens import Part, SharedRows, Whole
 from .torch import Experts
@@ -71,17 +71,10 @@ class AristosEP(EPImplementation):
         """
         experts = held(self._module)
         if experts is None:
-            gate, packed = experts_module.gate_of(self._module), packed_experts(self._module)
-            whole = self.num_local_experts * self.ep_mesh.size()
-            cfg = experts_module.configuration(self._module, gate, top_k, dtype, packed, experts=whole)
-            train = experts_module.trains(self._module, packed)
-            masters = experts_module.masters(self._module, gate, ShardedMasters) if train else None
-            experts = made = Experts(cfg, self._comm, train=train, masters=masters, **current().layer)
-            if not train:
-                weights = {} if packed is not None else experts_module.weights(self._module, gate)
-                made.load_together(
-                    lambda: made.load(**weights, local=True) if packed is None else packed.load(made.moe)
-                )
+            every, packed = self.num_local_experts * self.ep_mesh.size(), packed_experts(self._module)
+            of = self._module, top_k, dtype, packed, self._comm
+            experts = experts_module.layer_of(*of, ShardedMasters, every)
+            if not experts.named_masters():
                 _release(self._module)
             hold(self._module, experts)
         return experts

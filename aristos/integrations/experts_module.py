@@ -20,7 +20,7 @@ from ..errors import InputError
 from ..reference import gated
 from .masters import Masters
 from .options import NAME, current
-from .torch import ROWS
+from .torch import ROWS, Experts
 from .training import SOURCE
 
 LIMITS = ("limit", "swiglu_limit")  # attributes that hold the limit of a gate
@@ -80,11 +80,11 @@ def _candidates(module: Any) -> list[tuple[str, float | None]]:
     return [(name, limit) for name in names for limit in (limits if module.has_gate else [None])]
 
 
-def configuration(module: Any, gate: Gate, top_k: int, dtype: torch.dtype, source: Any, **others: Any) -> MoEConfig:
+def configuration(module: Any, gate: Gate, top_k: int, dtype: torch.dtype, source: Any, experts: int = 0) -> MoEConfig:
     """The configuration of a module's layer, with the present `options`. Rows have `dtype`.
 
     source: an object that has packed weights of a `weight_type`, or None; the layer keeps this type unless options name
-    another. others: fields that replace the module's.
+    another. experts: the number of experts of all ranks, if torch has only this rank's; else 0.
     """
     options = {"max_tokens": current().max_tokens, **current().config}
     if source is not None and options.get("weight_dtype") is None:
@@ -92,16 +92,15 @@ def configuration(module: Any, gate: Gate, top_k: int, dtype: torch.dtype, sourc
     if dtype not in ROWS:
         raise InputError(f"{type(module).__name__}: rows must be of {', '.join(map(str, ROWS))}, got {dtype}")
     down = module.down_proj
-    experts, first, second = down.shape
+    held, first, second = down.shape
     ffn, hidden = (first, second) if module.is_transposed else (second, first)
     fields = {
         "hidden": hidden,
         "ffn": ffn,
-        "experts": experts,
+        "experts": experts or held,
         "top_k": top_k,
         "dtype": ROWS[dtype],
         **options,
-        **others,
     }
     return MoEConfig(activation=gate.activation, gated=gate.gated, limit=gate.limit, bias=module.has_bias, **fields)
 
@@ -139,7 +138,7 @@ def trains(module: Any, source: Any) -> bool:
     return train
 
 
-def masters(module: Any, gate: Gate, kind: type[Masters] = Masters) -> Masters:
+def masters(module: Any, gate: Gate, kind: type[Masters]) -> Masters:
     """The module's parameters as masters of a layer that trains."""
     first = "gate_up" if gate.gated else "up"
     names = [f"{first}_proj", "down_proj"]
@@ -147,14 +146,31 @@ def masters(module: Any, gate: Gate, kind: type[Masters] = Masters) -> Masters:
     return kind(module, names, module.is_transposed, gate.interleaved)
 
 
-def keep(module: Any, masters: Masters, mine: list[int]) -> None:
+def layer_of(
+    module: Any, top_k: int, dtype: torch.dtype, source: Any, comm: Any, kind: type[Masters], experts: int = 0
+) -> Experts:
+    """A new layer for a module's experts, with the present `options`. It has the weights, unless it trains. Collective.
+
+    source, experts: see `configuration`; the source's method `load` gives the layer its weights, in place of torch's
+    tensors. comm: the ranks that share the experts. kind: of the masters of a layer that trains.
+    """
+    gate, local = gate_of(module), experts > 0
+    cfg = configuration(module, gate, top_k, dtype, source, experts)
+    train = trains(module, source)
+    made = Experts(cfg, comm, train=train, masters=masters(module, gate, kind) if train else None, **current().layer)
+    if not train:
+        found = {} if source is not None else weights(module, gate)
+        made.load_together(lambda: made.load(**found, local=local) if source is None else source.load(made.moe))
+    return made
+
+
+def keep(module: Any, experts: Experts) -> None:
     """Cut parameters of all experts to those of this rank, in place, so that an optimizer sees the same objects."""
-    cut = False
-    for parameter in masters.parameters.values():
-        if len(mine) < len(parameter):
-            parameter.data = parameter.data[mine]
-            parameter.grad = None
-            cut = True
+    mine = experts.moe.placement.mine(experts.moe.rank)
+    cut = [parameter for parameter in experts.named_masters().values() if len(mine) < len(parameter)]
+    for parameter in cut:
+        parameter.data = parameter.data[mine]
+        parameter.grad = None
     if cut:
         refuse_others(module)
 

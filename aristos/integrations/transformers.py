@@ -23,13 +23,13 @@ import torch
 
 from ..errors import EnvironmentProblem, InputError
 from . import experts_module, job, uncaught
-from .fp8 import PackedExperts, packed_experts
+from .fp8 import packed_experts
 from .guard import Guard, Offer, guarded
-from .masters import refuse_sharded
+from .masters import Masters, refuse_sharded
 from .options import NAME, communicator, current, from_environment, limits
 from .options import options as options
 from .report import report
-from .sources import Source, model_without_experts
+from .sources import model_without_experts
 from .torch import CALLS, Experts
 from .training import (
     CLOSED,
@@ -81,17 +81,11 @@ def _layer_of(module: Any, top_k: int, dtype: torch.dtype) -> Experts:
                 ' ep_implementation="aristos", or leave distributed_config out'
             )
         refuse_sharded(module)
-        gate = experts_module.gate_of(module)
-        source: Source | PackedExperts | None = vars(module).get(SOURCE) or packed_experts(module)
-        cfg = experts_module.configuration(module, gate, top_k, dtype, source)
-        train = experts_module.trains(module, source)
-        masters = experts_module.masters(module, gate) if train else None
-        experts = Experts(cfg, communicator(), train=train, masters=masters, **current().layer)
-        if masters is not None:
-            experts_module.keep(module, masters, experts.moe.placement.mine(experts.moe.rank))
+        source = vars(module).get(SOURCE) or packed_experts(module)
+        experts = experts_module.layer_of(module, top_k, dtype, source, communicator(), Masters)
+        if experts.named_masters():
+            experts_module.keep(module, experts)
         else:
-            weights = {} if source is not None else experts_module.weights(module, gate)
-            experts.load_together(lambda: experts.load(**weights) if source is None else source.load(experts.moe))
             experts_module.release(module)
         hold(module, experts)
     return experts
