@@ -21,7 +21,7 @@ from .fp8 import packed_experts
 from .masters import ShardedMasters
 from .options import communicator, limits
 from .process_groups import communicator_of, set_variables
-from .same_tokens import Part, SharedRows, Whole
+from .same_tokens import Moved, SharedRows
 from .torch import Experts
 from .training import held, hold
 
@@ -58,8 +58,8 @@ class AristosEP(EPImplementation):
         calls = layer.calls_for(rows.most) if self.shares_batch else None
         ids = rows.part(top_k_index)
         if torch.is_grad_enabled():
-            x, weights = Part.apply(rows, hidden_states), Part.apply(rows, top_k_weights)
-            y: torch.Tensor = Whole.apply(rows, layer.computed(x, ids, weights, calls))
+            x, weights = (Moved.apply(rows.part, rows.whole, each) for each in (hidden_states, top_k_weights))
+            y: torch.Tensor = Moved.apply(rows.whole, rows.part, layer.computed(x, ids, weights, calls))
             return y
         return rows.whole(layer.computed(rows.part(hidden_states), ids, rows.part(top_k_weights), calls))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
@@ -10,6 +11,8 @@ import torch
 
 from ..transport.group import Group
 from .masters import as_numpy
+
+Move = Callable[[torch.Tensor], torch.Tensor]
 
 
 class SharedRows:
@@ -44,27 +47,18 @@ def _bytes(tensor: torch.Tensor) -> np.ndarray:
     return as_numpy(tensor).reshape(-1).view(np.uint8)
 
 
-class Part(torch.autograd.Function):
-    """`SharedRows.part` with a gradient, which has the rows of all ranks."""
+class Moved(torch.autograd.Function):
+    """`SharedRows.part` or `SharedRows.whole` with a gradient, which the other of the two moves back.
+
+    The gradient of a part has the rows of all ranks. The gradient of the whole is the same on all ranks; each takes its
+    own rows.
+    """
 
     @staticmethod
-    def forward(ctx: Any, rows: SharedRows, whole: torch.Tensor) -> torch.Tensor:
-        ctx.rows = rows
-        return rows.part(whole)
+    def forward(ctx: Any, there: Move, back: Move, rows: torch.Tensor) -> torch.Tensor:
+        ctx.back = back
+        return there(rows)
 
     @staticmethod
-    def backward(ctx: Any, mine: torch.Tensor) -> tuple[None, torch.Tensor]:
-        return None, ctx.rows.whole(mine)
-
-
-class Whole(torch.autograd.Function):
-    """`SharedRows.whole` with a gradient. All ranks have the same gradient; each takes its own rows."""
-
-    @staticmethod
-    def forward(ctx: Any, rows: SharedRows, mine: torch.Tensor) -> torch.Tensor:
-        ctx.rows = rows
-        return rows.whole(mine)
-
-    @staticmethod
-    def backward(ctx: Any, whole: torch.Tensor) -> tuple[None, torch.Tensor]:
-        return None, ctx.rows.part(whole)
+    def backward(ctx: Any, rows: torch.Tensor) -> tuple[None, None, torch.Tensor]:
+        return None, None, ctx.back(rows)
