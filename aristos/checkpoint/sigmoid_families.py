@@ -27,7 +27,7 @@ from .recipe import (
     w123,
 )
 from .safetensors import shown
-from .stored_arrays import StoredArray
+from .stored_arrays import LATE, StoredArray
 
 MLP = ("mlp.",)
 SPARSE = ("block_sparse_moe.", "mlp.")
@@ -393,17 +393,13 @@ def inkling(o: Options) -> dict[int, StoredLayer]:
     late = o.size("n_shared_experts")
     how: dict[str, Any] = {"score": "sigmoid", "renormalize": True, "scale": o.number("route_scale")}
     sizes = o.size("moe_intermediate_size"), o.size("n_routed_experts") + late, o.size("num_experts_per_tok") + late
-    both = {
-        "late_gate": StoredArray("mlp.shared_experts.shared_w13_weight", stacked=True, outputs="even"),
-        "late_up": StoredArray("mlp.shared_experts.shared_w13_weight", stacked=True, outputs="odd"),
-        "late_down": StoredArray("mlp.shared_experts.shared_w2_weight", stacked=True),
-    }
-    apart = {
-        f"late_{name}": StoredArray(f"mlp.shared_experts.{name}_proj", stacked=True) for name in ("gate", "up", "down")
-    }
+    base = "mlp.shared_experts."
+    both = fused(base, "shared_w13_weight", "shared_w2_weight", interleaved=True)
+    apart = {name: StoredArray(f"{base}{name}_proj", stacked=True) for name in ("gate", "up", "down")}
+    of_late = tuple({LATE + name: stored for name, stored in way.items()} for way in (apart, both))
     parts = (
         (fused("mlp."), fused("mlp.", "experts.w13_weight", "experts.w2_weight", interleaved=True)),
-        (apart, both),
+        of_late,
         named("router", "mlp.gate.weight"),
         named("select_bias", "mlp." + CORRECTION, "mlp.gate.bias"),
         named("expert_scale", "mlp.gate.global_scale"),

@@ -10,7 +10,6 @@ from typing import Any
 
 from .options import Options
 from .recipe import StoredLayer, after_dense, family, fused, layers, named, options_of, shared, usual_layer
-from .stored_arrays import StoredArray
 
 
 @family("gpt_oss", "openai_privacy_filter", swiglu_limit=7.0, swiglu_alpha=1.702)
@@ -19,18 +18,10 @@ def gpt_oss(o: Options) -> dict[int, StoredLayer]:
     o.only(swiglu_alpha=1.702, experts_per_token=o.get("num_experts_per_tok"))
     o.ignore("hidden_act")  # it is silu in files, but the experts have another activation
     halves = o.config.get("model_type") == "openai_privacy_filter"
-    base = "mlp.experts."
     plain = fused("mlp.", in_out=True, interleaved=not halves)
-    packed = {
-        "gate": StoredArray(base + "gate_up_proj", stacked=True, outputs="even", form="mxfp4"),
-        "up": StoredArray(base + "gate_up_proj", stacked=True, outputs="odd", form="mxfp4"),
-        "down": StoredArray(base + "down_proj", stacked=True, form="mxfp4"),
-    }
-    first, second = ("first", "second") if halves else ("even", "odd")
+    packed = {array: replace(stored, in_out=False, form="mxfp4") for array, stored in plain.items()}
     biases = {
-        "gate_bias": StoredArray(base + "gate_up_proj_bias", stacked=True, outputs=first),
-        "up_bias": StoredArray(base + "gate_up_proj_bias", stacked=True, outputs=second),
-        "down_bias": StoredArray(base + "down_proj_bias", stacked=True),
+        f"{array}_bias": replace(stored, name=f"{stored.name}_bias", in_out=False) for array, stored in plain.items()
     }
     sizes = o.size("intermediate_size"), o.size("num_local_experts", "num_experts"), o.size("num_experts_per_tok")
     options = options_of(o, *sizes, activation="swiglu_oai", score="softmax_topk")
