@@ -11,7 +11,7 @@ import contextlib
 import importlib
 import io
 import pkgutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,25 +42,12 @@ def draw(file: str, folder: Path, *, run: str | None = None, form: str = "png") 
     installed.
     """
     found = choose(file, run)
-    pyplot = drawing.pyplot()
-    from .labels import drawable
-    from .style import STYLE, footer
-
-    chosen = drawable(found, file)
-
-    folder.mkdir(parents=True, exist_ok=True)
-    written = []
-    with pyplot.rc_context(STYLE):
-        for table in chosen.tables:
-            with _described(pyplot, f"{file}: no picture of the table {table.name!r}"):
-                for name, figure in _figures(table).items():
-                    footer(figure, chosen, table)
-                    path = folder / f"{name}.{form}"
-                    _save(figure, path)
-                    written.append(path)
+    written = _draw([found], folder, form, file)
     if not written:
+        from .labels import label
+
         raise InputError(
-            f"run {chosen.name} of {file} has no table of numbers over a dimension, so there is nothing to draw"
+            f"run {label(found.name)} of {file} has no table of numbers over a dimension, so there is nothing to draw"
         )
     return written
 
@@ -70,29 +57,33 @@ def draw_both(runs: tuple[Run, Run], folder: Path) -> list[Path]:
 
     Raises EnvironmentProblem if Matplotlib is not installed.
     """
+    return sorted(_draw(runs, folder, "png"))
+
+
+def _draw(runs: Sequence[Run], folder: Path, form: str, file: str = "") -> list[Path]:
+    """Draw the pictures of one run, or those that two runs have in common, side by side. file: for messages."""
     pyplot = drawing.pyplot()
     from .labels import drawable
     from .style import STYLE, beside, footer
 
+    chosen = [drawable(run, file or run.name) for run in runs]
     folder.mkdir(parents=True, exist_ok=True)
     written = []
-    first, second = (drawable(run, run.name) for run in runs)
-    others = {table.name: table for table in second.tables}
     with pyplot.rc_context(STYLE):
-        for table in first.tables:
-            other = others.get(table.name)
-            if other is None:
+        for first in chosen[0].tables:
+            tables = [table for run in chosen for table in run.tables if table.name == first.name]
+            if len(tables) < len(runs):
                 continue
-            with _described(pyplot, f"no picture of the table {table.name!r}"):
-                mine, theirs = _figures(table), _figures(other)
-                for name in mine.keys() & theirs.keys():
-                    footer(mine[name], first, table)
-                    footer(theirs[name], second, other)
-                    path = folder / f"{name}.png"
-                    whole = beside(mine[name], theirs[name])
-                    _save(whole, path, dpi=whole.dpi)
-                    written.append(path)
-    return sorted(written)
+            with _described(pyplot, f"{file}{': ' if file else ''}no picture of the table {first.name!r}"):
+                drawn = [_figures(table) for table in tables]
+                for name in [name for name in drawn[0] if name in drawn[-1]]:
+                    figures = [each[name] for each in drawn]
+                    for figure, run, table in zip(figures, chosen, tables):
+                        footer(figure, run, table)
+                    written.append(folder / f"{name}.{form}")
+                    whole = figures[0] if len(figures) == 1 else beside(*figures)
+                    _save(whole, written[-1], dpi=None if len(figures) == 1 else whole.dpi)
+    return written
 
 
 def draw_timelines(files: list[str], target: Path) -> Path:
@@ -110,11 +101,11 @@ def draw_timelines(files: list[str], target: Path) -> Path:
     return target
 
 
-def _save(figure: Any, path: Path, **options: Any) -> None:
+def _save(figure: Any, path: Path, dpi: float | None = None) -> None:
     """Write a picture whole, or leave an older one. Raises OSError with the picture's name."""
     regular.refuse_others(path)
     content = io.BytesIO()
-    figure.savefig(content, format=path.suffix[1:], **options)
+    figure.savefig(content, format=path.suffix[1:], dpi=dpi)
     write_bytes(path, content.getvalue())
 
 
