@@ -10,6 +10,7 @@ import contextlib
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -87,6 +88,15 @@ class BenchGpu:
     def launch(self, kernel: Any, grid: Any, shared_bytes: int, *args: int) -> None:
         """Queue a kernel on the stream."""
         self.device.launch(self.device.load(kernel), grid, shared_bytes, *args, stream=self.stream)
+
+    def graph(self, call: Callable[[], object]) -> Callable[[], None]:
+        """A function that replays a call, captured in a CUDA graph.
+
+        The call runs once before the capture: a capture forbids the loading of kernels, and NCCL to connect ranks.
+        """
+        call()
+        self.device.synchronize(self.stream)
+        return partial(self.device.replay, self.device.graph(self.stream, call), self.stream)
 
     @contextlib.contextmanager
     def here(self) -> Iterator[None]:

@@ -77,10 +77,7 @@ class Moves:
         if self.through_hosts is not None:
             self.calls[STAGED] = partial(self.there_and_back, self.through_hosts)
         if nccl is not None:
-            move = partial(self.there_and_back, nccl)
-            move()  # NCCL connects ranks at their first transfer, which a capture forbids
-            gpu.device.synchronize(gpu.stream)
-            self.calls[NCCL] = partial(gpu.device.replay, gpu.device.graph(gpu.stream, move), gpu.stream)
+            self.calls[NCCL] = gpu.graph(partial(self.there_and_back, nccl))
 
     def _window(self, nbytes: int) -> tuple[Any, list[int]]:
         """(the window that peers open, or None; each rank's window's address on this GPU, 0 if it is out of reach)."""

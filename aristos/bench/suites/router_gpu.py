@@ -70,10 +70,7 @@ class Ours:
 
     def graph(self, steps: str) -> Call:
         """The kernels in a CUDA graph, after one call that loads them."""
-        call, gpu = partial(self._call, steps), self.gpu
-        call()
-        gpu.device.synchronize(gpu.stream)
-        return partial(gpu.device.replay, gpu.device.graph(gpu.stream, call), gpu.stream)
+        return self.gpu.graph(partial(self._call, steps))
 
     def _call(self, steps: str) -> None:
         for kernel, shared in (self._route, self._place)[: 1 + STEPS.index(steps)]:
