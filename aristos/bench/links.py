@@ -29,7 +29,6 @@ from ..transport.capacity import free_memory, machine
 from . import fit
 from .bounds import at_once
 from .pairs import PROBE, Pairs, Side, schedule, slot_bytes
-from .timed_puts import cell, landed
 from .world import World
 
 # Sizes of puts in bytes: SMALL for start-up, LARGE for bandwidth. Between them, store buffers and protocols bend the
@@ -153,7 +152,7 @@ def _times(pairs: Pairs, rounds: Rounds, sizes: list[int], seconds: float) -> Ti
         taken = _samples(side, sizes, each)
         if side.first:
             mine[side.rank, side.peer] = [np.quantile(values, QUANTILE) * 1e-9 for values in taken]
-        if not side.verdict(partial(landed, side, sizes[-1], 1)):
+        if not side.verdict(partial(side.has_all, sizes[-1], 1)):
             raise RuntimeError(f"a put of rank {side.origin} did not arrive whole at rank {side.target}")
     return np.fmax.reduce(world.allgather(mine))
 
@@ -163,12 +162,12 @@ def _samples(side: Side, sizes: list[int], seconds: float) -> list[NDArray[np.in
     taken, fits = [], []
     for size in sizes:
         begun = time.perf_counter()
-        taken.append(cell(side, size, 1, PROBE))
+        taken.append(side.put_times(size, 1, PROBE))
         fits.append(int(seconds * PROBE / max(time.perf_counter() - begun, 1e-7)) - PROBE)
     for j, more in enumerate(side.agree(fits)):  # one message for all sizes, because it takes longer than most puts
         if more >= PROBE:
-            taken[j] = np.concatenate([taken[j], cell(side, sizes[j], 1, min(SAMPLES, more))])
-    cell(side, sizes[-1], 1, 1)  # the put whose bytes are checked
+            taken[j] = np.concatenate([taken[j], side.put_times(sizes[j], 1, min(SAMPLES, more))])
+    side.put_times(sizes[-1], 1, 1)  # the put whose bytes are checked
     return taken
 
 

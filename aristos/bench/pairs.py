@@ -196,6 +196,33 @@ class Side:
         if not done:
             raise WaitTimeout(f"rank {self.rank} waited {TIMEOUT} s for a signal of rank {self.peer}; none came")
 
+    def put_times(self, size: int, flight: int, samples: int) -> np.ndarray:
+        """Time `samples` samples, each of `flight` puts of `size` bytes and a quiet. Both sides of the pair call this.
+
+        Returns [samples] nanoseconds at the origin, and undefined values at the target.
+        """
+        base = self.advance(FLAG, samples)
+        slots, stride = self.slots(self.target), max(64, size)
+        flag, ack = self.word(self.target, FLAG), self.word(self.origin, ACK)
+        out = np.empty(samples, np.int64)
+        if self.first:
+            source, scratch = self.payload(size), np.zeros(1, np.int64)
+            places: tuple[int, ...] = (slots, stride, source.ctypes.data, size, flight, flag, ack)
+            if not self.remote:
+                places += (scratch.ctypes.data,)
+            done = self.run("put_origin", places, base, samples, deadline(), out)
+        elif self.remote:
+            done = self.run("put_target", (flag, ack), base, samples, deadline())
+        else:
+            done = self.run("put_target", (slots, stride, size, flight, flag, ack), base, samples, deadline(), out)
+        self.bounded(done)
+        return out
+
+    def has_all(self, size: int, flight: int) -> bool:
+        """Whether every slot of this rank holds the origin's payload, after `put_times`."""
+        want = self.payload(size)[:size]
+        return all(np.array_equal(self.landed(size, p * max(64, size)), want) for p in range(flight))
+
     def samples(
         self, run: Callable[[int], Any], seconds: float, most: int, asked: int | None
     ) -> tuple[Any, tuple[float, float]]:

@@ -257,11 +257,11 @@ def test_a_slow_direction_is_a_fault(comm, monkeypatch):
     from aristos.bench.world import World
 
     def slower(side, *rest):
-        taken = measured_cell(side, *rest)
+        taken = put_times(side, *rest)
         return taken * 8 if side.origin == 0 else taken
 
-    measured_cell = measured.cell
-    monkeypatch.setattr(measured, "cell", slower)
+    put_times = measured.Side.put_times
+    monkeypatch.setattr(measured.Side, "put_times", slower)
     monkeypatch.setattr(measured, "_crowded", lambda world, where: set())
     world = World(comm)
     topology, ranks = measured.survey(world)

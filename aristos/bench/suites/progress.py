@@ -23,7 +23,6 @@ from ...results import Table
 from ..context import CHECK, VERDICTS, Column, Context, Result, Sheet
 from ..pairs import ACK, FLAG, TAIL, Pairs, Side, bytes_text, deadline
 from ..registry import suite
-from ..timed_puts import landed
 
 SIZES = (8, 4096, 65536, 1 << 20)
 MODES = ("waits", "computes", "thread", "worker")
@@ -86,7 +85,7 @@ def _measure(ctx: Context, side: Side, puts: np.ndarray, computing: np.ndarray) 
                 elif not side.first:
                     computing[m, s, r] = taken[0]
                 if size:
-                    right &= side.verdict(partial(landed, side, size, 1))
+                    right &= side.verdict(partial(side.has_all, size, 1))
     return right
 
 

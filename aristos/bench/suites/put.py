@@ -25,7 +25,6 @@ from ..context import CHECK, VERDICTS, Column, Context, Result, Sheet
 from ..disturbance import PAIR_SHARE, mark_pairs
 from ..pairs import Pairs, add_transports, bytes_text, medians, slot_bytes
 from ..registry import suite
-from ..timed_puts import cell, landed
 
 SIZES = tuple(8 << i for i in range(20))  # 8 B to 4 MiB
 FLIGHT = 16  # puts in flight for bandwidth
@@ -86,8 +85,8 @@ def run(ctx: Context) -> Result:
                     if side is None:
                         continue
                     flight = _flight(pairs.capacity, size) if kind else 1
-                    taken, shares = side.samples(partial(cell, side, size, flight), each, most, ctx.options.iters)
-                    right[j] &= side.verdict(partial(landed, side, size, flight))
+                    taken, shares = side.samples(partial(side.put_times, size, flight), each, most, ctx.options.iters)
+                    right[j] &= side.verdict(partial(side.has_all, size, flight))
                     if side.first:
                         times[kind, side.target, j, : taken.size] = taken * 1e-9 / flight
                         core[kind, side.target, :, j] = shares
