@@ -210,7 +210,7 @@ def test_the_default_type_on_gpus_is_bfloat16():
 
 @pytest.mark.parametrize("dtype", KINDS)
 def test_gemm_against_cublas(dtype, monkeypatch):
-    monkeypatch.setattr(cublas, "Cublas", FakeCublas)
+    monkeypatch.setattr(gemm_gpu, "Cublas", FakeCublas)
     records = measured("gemm", dtype=dtype).sheets[0].records
     assert [r["rows"] for r in records] == [3, 20]
     assert all(r["share"] == 1 and r["blas_error"] < 0.03 for r in records)
@@ -224,7 +224,7 @@ def test_gemm_without_cublas():
 
 def test_gemm_against_a_cublas_that_is_wrong(monkeypatch):
     """The time of a wrong cuBLAS is not compared, and the suite passes."""
-    monkeypatch.setattr(cublas, "Cublas", FakeCublas)
+    monkeypatch.setattr(gemm_gpu, "Cublas", FakeCublas)
     monkeypatch.setattr(FakeCublas, "wrong", 1.0)
     (sheet,) = measured("gemm").sheets
     assert all("share" not in record for record in sheet.records)

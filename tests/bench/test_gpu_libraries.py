@@ -170,7 +170,7 @@ def test_nccl_that_fails_on_one_rank_fails_on_all(monkeypatch):
             monkeypatch.setattr(alltoall, "library", lambda: Lonely(made.failing))
             made.failing = fails
             world.barrier()
-            found, said = alltoall.nccl_or_why(gpu)
+            found, said = libraries.or_why(alltoall.Nccl, gpu)
             assert found is None
             assert said.startswith(why), said
             world.barrier()

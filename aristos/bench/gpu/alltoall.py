@@ -143,11 +143,3 @@ class Staged:
         """Free the memory."""
         for array in self._host:
             self.gpu.device.free_host(array)
-
-
-def nccl_or_why(gpu: BenchGpu) -> tuple[Nccl | None, str]:
-    """(NCCL, "") or (None, why there is none). Collective."""
-    try:
-        return Nccl(gpu), ""
-    except EnvironmentProblem as missing:
-        return None, str(missing)

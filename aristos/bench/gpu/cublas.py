@@ -8,7 +8,6 @@ from __future__ import annotations
 import ctypes
 from typing import Any
 
-from ...errors import EnvironmentProblem
 from .libraries import Library
 
 WORKSPACE = 32 << 20  # bytes; without a workspace, cuBLAS would allocate one within a capture
@@ -61,11 +60,3 @@ class Cublas:
             ctypes.byref(self._one), ctypes.c_void_p(b), data, number(ldb), ctypes.c_void_p(a), data, number(lda),
             ctypes.byref(self._zero), ctypes.c_void_p(c), data, number(ldc), number(COMPUTE[kind]), number(DEFAULT),
         )  # fmt: skip
-
-
-def cublas_or_why(gpu: Any) -> tuple[Cublas | None, str]:
-    """(cuBLAS, "") or (None, why there is none)."""
-    try:
-        return Cublas(gpu), ""
-    except EnvironmentProblem as missing:
-        return None, str(missing)

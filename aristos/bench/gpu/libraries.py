@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import ctypes
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 from ...errors import EnvironmentProblem
 
@@ -66,3 +66,21 @@ class Library:
         found = ctypes.c_int()
         self.call(name, *arguments, ctypes.byref(found))
         return found.value
+
+
+class Described(Protocol):
+    """What computes beside Aristos. used: its versions and files."""
+
+    used: str
+
+
+T = TypeVar("T", bound=Described)
+
+
+def or_why(make: Callable[[Any], T], gpu: Any) -> tuple[T | None, str]:
+    """(what `make` makes for the GPU, its `used`) or (None, why there is none). Collective if `make` is."""
+    try:
+        made = make(gpu)
+        return made, made.used
+    except EnvironmentProblem as missing:
+        return None, str(missing)

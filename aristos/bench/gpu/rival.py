@@ -22,10 +22,11 @@ from ...errors import EnvironmentProblem
 from ..context import WRONG_RIVAL
 from ..workload import Workload
 from . import torch_layer
-from .alltoall import Nccl, Staged, nccl_or_why
+from .alltoall import Nccl, Staged
 from .calls import Played
 from .clock import BenchGpu, GpuArray
 from .cublas import described, library
+from .libraries import or_why
 
 CHAINS = CHAIN, CHAIN_NCCL, CHAIN_MPI = "chain graph", "chain, NCCL", "chain, MPI"
 TRIES = 3  # measurements of each way to multiply, to find the faster one
@@ -158,9 +159,9 @@ class Rival:
         if why := place.why_ungrouped(work.cfg):
             self.notes.append(f"PyTorch multiplies expert by expert: {why}")
         if work.world.size > 1:
-            nccl, why = nccl_or_why(gpu)
+            nccl, note = or_why(Nccl, gpu)
             self.exchanges = ({CHAIN_NCCL: nccl} if nccl is not None else {}) | {CHAIN_MPI: None}
-            self.notes.append(nccl.used if nccl is not None else why)
+            self.notes.append(note)
 
     def chains(self, played: Played) -> dict[str, Chain]:
         """The chains of a call by name. A chain that fails is left out, and `notes` says why. Collective."""

@@ -27,9 +27,10 @@ from numpy.typing import NDArray
 from ...results import Table
 from ...transport.ipc import IpcWindow
 from ..context import TURNS_TO_CHECK, VERDICTS, Column, Context, Result, Sheet, counted, ratio_columns
-from ..gpu.alltoall import Nccl, Staged, nccl_or_why, starts
+from ..gpu.alltoall import Nccl, Staged, starts
 from ..gpu.calls import Played
 from ..gpu.clock import BenchGpu, ratio_values, ratios
+from ..gpu.libraries import or_why
 from ..measure import Statistics, gathered, padded
 from ..registry import gpu_suite
 from ..workload import Workload, routed_call
@@ -172,7 +173,7 @@ def run(ctx: Context, gpu: BenchGpu) -> Result:
     sheet = Sheet(f"{title}, {counted(ctx.world.size, 'rank')}", COLUMNS)
     patterns = PATTERNS if ctx.options.routing is None else (ctx.options.routing,)
     plan = [(pattern, tokens) for pattern in patterns for tokens in shape.tokens]
-    nccl, why = nccl_or_why(gpu) if ctx.world.size > 1 else (None, "")
+    nccl, rival = or_why(Nccl, gpu) if ctx.world.size > 1 else (None, "")
     done = []
     for i, (pattern, tokens) in enumerate(plan):
         ctx.report(f"{pattern}, {tokens} tokens", i / len(plan))
@@ -193,7 +194,6 @@ def run(ctx: Context, gpu: BenchGpu) -> Result:
     if nccl is not None:
         nccl.close()
     moe.close()
-    rival = why if nccl is None else nccl.used
     sheet.notes += [rival] if rival else []
     sheet.notes.append(f"aristos: a whole call with experts of F {FFN}: routing checked, rows out, outputs back, sums")
     if not ctx.world.nodes.single:

@@ -20,7 +20,8 @@ from ...results import Table
 from ...row_types import KINDS, ROW_TYPES
 from ..context import TURNS_TO_CHECK, VERDICTS, WRONG_RIVAL, Column, Context, Result, Sheet, ratio_columns
 from ..gpu.clock import BenchGpu, GpuArray, ratio_values
-from ..gpu.cublas import Cublas, cublas_or_why
+from ..gpu.cublas import Cublas
+from ..gpu.libraries import or_why
 from ..measure import Statistics, padded
 from ..ran import of_gpu
 from ..registry import gpu_suite
@@ -126,7 +127,7 @@ def run(ctx: Context, gpu: BenchGpu) -> Result:
     shape = ctx.shape()
     kind, experts = KINDS[shape.cfg.dtype], min(shape.cfg.experts, MOST_EXPERTS)
     columns = shape.cfg.ffn * (2 if shape.cfg.gated else 1)
-    blas, why = cublas_or_why(gpu)
+    blas, rival = or_why(Cublas, gpu)
     work = Products(gpu, kind, experts, shape.cfg.hidden, columns, blas, max(ROWS))
     most_error = ROW_TYPES[shape.cfg.dtype].error
     flops = 2.0 * shape.cfg.hidden * columns * experts
@@ -160,7 +161,6 @@ def run(ctx: Context, gpu: BenchGpu) -> Result:
                 "blas_error": errors[BLAS],
             }
         sheet.records.append(record)
-    rival = why if blas is None else blas.used
     sheet.notes.append(rival)
     ran = of_gpu(gpu, tile.kind, (work.x, work.y), shape.cfg)
     return Result(sheet.ok, [sheet], [_table(ctx, times, flops, rival)], [ran])

@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 
 from ... import reference
-from ...errors import EnvironmentProblem
 from ...results import Table
 from ...row_types import BY_KIND, KINDS, ROW_TYPES
 from ..context import TURNS_TO_CHECK, VERDICTS, WRONG_RIVAL, Column, Context, Result, Sheet, ratio_columns, time_columns
 from ..gpu.clock import BenchGpu, GpuArray, ratio_values
+from ..gpu.libraries import or_why
 from ..gpu.rival import FAILURES, TorchGpu, said
 from ..measure import Statistics, padded
 from ..ran import of_gpu
@@ -139,7 +139,8 @@ def run(ctx: Context, gpu: BenchGpu) -> Result:
     shape = ctx.shape()
     cfg, kind = shape.cfg, KINDS[shape.cfg.dtype]
     work = Workload(ctx.world, cfg, ctx.options.seed)
-    place, note = torch_or_why(gpu)
+    place, note = or_why(TorchGpu, gpu)
+    place = place if ctx.world.every(place is not None) else None
     sheet = Sheet(f"router on {gpu.device.name}: H {cfg.hidden} E {cfg.experts} k {cfg.top_k}", COLUMNS, notes=[note])
     done, most = [], ROW_TYPES["float32"].error
     for i, tokens in enumerate(shape.tokens):
@@ -161,17 +162,6 @@ def run(ctx: Context, gpu: BenchGpu) -> Result:
         verdict = {"tokens": tokens, "error": worst[OURS], "check": VERDICTS[worst[OURS] <= most]}
         sheet.records += [_record(found, steps) | verdict for steps in STEPS]
     return Result(sheet.ok, [sheet], [_table(ctx, done, note)], [of_gpu(gpu, kind, (x,), cfg)])
-
-
-def torch_or_why(gpu: BenchGpu) -> tuple[TorchGpu | None, str]:
-    """(PyTorch, a text about the version in use) or (None, why there is none). Collective."""
-    place = None
-    try:
-        place = TorchGpu(gpu)
-        note = place.used
-    except EnvironmentProblem as missing:
-        note = str(missing)
-    return (place if gpu.world.every(place is not None) else None), note
 
 
 def made(
