@@ -20,7 +20,7 @@ from ..placement import Placement
 from ..row_types import ROW_TYPES
 from ..weight_types import WEIGHT_TYPES
 from . import routing
-from .context import Context
+from .context import VERDICTS, Context
 from .world import World
 
 # the tolerance of errors against float64 for precision="high"; `row_types` has those of the element types
@@ -160,6 +160,10 @@ class Workload:
     def passes(self, error: float) -> bool:
         """Whether an error is within the tolerance of the layer's dtype and precision."""
         return error <= (ROW_TYPES[self.cfg.dtype].error if self.cfg.precision == "highest" else HIGH)
+
+    def verdict(self, error: float, right: bool = True) -> dict[str, Any]:
+        """The part of a record that says whether outputs were right: by their error, and by what else was checked."""
+        return {"error": error, "check": VERDICTS[right and self.passes(error)]}
 
     @property
     def expert_bytes(self) -> int:

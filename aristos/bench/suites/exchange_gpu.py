@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from ...results import Table
 from ...transport.ipc import IpcWindow
-from ..context import TURNS_TO_CHECK, VERDICTS, Column, Context, Result, Sheet, counted, ratio_columns
+from ..context import TURNS_TO_CHECK, Column, Context, Result, Sheet, counted, ratio_columns
 from ..gpu.alltoall import Nccl, Staged, starts
 from ..gpu.calls import Played
 from ..gpu.clock import BenchGpu, ratio_values, ratios
@@ -189,8 +189,8 @@ def run(ctx: Context, gpu: BenchGpu) -> Result:
         moves.close()
         times = {name: gathered(ctx.world, t) for name, t in found.items()}
         done.append((pattern, tokens, times))
-        record = _record(moves, times) | {"pattern": pattern, "tokens": tokens, "error": max(errors)}
-        sheet.records.append(record | {"check": VERDICTS[all(right) and work.passes(max(errors))]})
+        record = _record(moves, times) | {"pattern": pattern, "tokens": tokens}
+        sheet.records.append(record | work.verdict(max(errors), all(right)))
     if nccl is not None:
         nccl.close()
     moe.close()

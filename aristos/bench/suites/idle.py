@@ -29,7 +29,7 @@ import numpy as np
 
 from ...models import with_max_tokens
 from ...results import Table
-from ..context import CALLS_TO_CHECK, VERDICTS, Column, Context, Result, Sheet, counted
+from ..context import CALLS_TO_CHECK, Column, Context, Result, Sheet, counted
 from ..disturbance import CORE_SHARE, mark
 from ..measure import Statistics, gathered, in_turns, padded
 from ..ran import of_layer
@@ -276,8 +276,7 @@ def _records(work: Workload, m: PatternTimes, even: PatternTimes, workers: int) 
                 **stragglers(t),
                 "speedup_over_bulk": None if bulk is None else bulk / median,
                 "iterations": t.shape[1],
-                "error": m.errors[way],
-                "check": VERDICTS[m.right and work.passes(m.errors[way])],
+                **work.verdict(m.errors[way], m.right),
                 **mark(m.core[way], t),
             }
         )

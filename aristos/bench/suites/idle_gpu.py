@@ -22,7 +22,7 @@ import numpy as np
 
 from ...engine import words
 from ...results import Table
-from ..context import TURNS_TO_CHECK, VERDICTS, Column, Context, Result, Sheet, counted
+from ..context import TURNS_TO_CHECK, Column, Context, Result, Sheet, counted
 from ..gpu.calls import Played
 from ..gpu.clock import BenchGpu
 from ..measure import Statistics, gathered, padded
@@ -133,7 +133,7 @@ def run(ctx: Context, gpu: BenchGpu) -> Result:
 
 
 def _record(work: Workload, player: GpuPlayer) -> dict[str, Any]:
-    error, share = max(player.errors), idle_share(player.times, player.lost, player.blocks)
+    share = idle_share(player.times, player.lost, player.blocks)
     rows = np.bincount(work.placement, player.played.rows, work.world.size)
     return {
         "pattern": player.pattern,
@@ -145,8 +145,7 @@ def _record(work: Workload, player: GpuPlayer) -> dict[str, Any]:
         "idle_p95": float(np.quantile(share, 0.95)),
         **stragglers(player.times),
         "turns": player.times.shape[1],
-        "error": error,
-        "check": VERDICTS[work.passes(error)],
+        **work.verdict(max(player.errors)),
     }
 
 

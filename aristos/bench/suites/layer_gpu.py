@@ -80,10 +80,9 @@ class Rivals:
 
 def verdict(work: Workload, error: float, used: str) -> dict[str, Any]:
     """The part of a record that says whether outputs were right. used: how a chain computes, '' for the layer."""
-    right = work.passes(error)
     if not used:
-        return {"error": error, "check": VERDICTS[right]}
-    return {"error": error, "check": VERDICTS[True] if right else WRONG_RIVAL, "used": used}
+        return work.verdict(error)
+    return {"error": error, "check": VERDICTS[True] if work.passes(error) else WRONG_RIVAL, "used": used}
 
 
 def compared(times: dict[str, np.ndarray], wrong: Iterable[str]) -> dict[str, np.ndarray]:

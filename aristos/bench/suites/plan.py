@@ -34,7 +34,7 @@ from ...planner.baselines import all_baselines
 from ...planner.cost import evaluate, link_of
 from ...results import Table
 from .. import bounds, ring
-from ..context import CALLS_TO_CHECK, VERDICTS, Column, Context, Result, Sheet, counted
+from ..context import CALLS_TO_CHECK, Column, Context, Result, Sheet, counted
 from ..disturbance import CORE_SHARE, mark
 from ..measure import gathered, in_turns, placed
 from ..ran import of_layer
@@ -343,7 +343,6 @@ def _table(
             "comm": cost[i].comm_us[worst],
             "all-reduce": cost[i].allreduce_us,
         }
-        check = VERDICTS[work.passes(e.error) and e.right]
         for term, took in measured.items():
             prediction = predicted.get(term)
             records.append(
@@ -355,8 +354,7 @@ def _table(
                     "predicted_ms": None if prediction is None else float(prediction) / 1e3,
                     "ratio": took * 1e6 / float(prediction) if prediction else None,
                     "iterations": stage.shape[-1],
-                    "error": e.error,
-                    "check": check,
+                    **work.verdict(e.error, e.right),
                     **mark(e.core, e.times["stage"]),
                 }
             )

@@ -26,7 +26,7 @@ from ...planner import Problem
 from ...results import Table
 from ...row_types import KINDS
 from ...transport.ipc import IpcWindow
-from ..context import TURNS_TO_CHECK, VERDICTS, Column, Context, Result, Sheet, counted, ratio_columns
+from ..context import TURNS_TO_CHECK, Column, Context, Result, Sheet, counted, ratio_columns
 from ..gpu.calls import Played
 from ..gpu.clock import BenchGpu, ratio_values
 from ..measure import Statistics, gathered
@@ -162,8 +162,7 @@ def _record(work: Workload, entry: Entry, planned: Entry) -> dict[str, Any]:
         "ratio": measured / predicted,
         **ratio_values("speedup", planned.times["stage"].max(axis=0), slowest),
         "turns": len(slowest),
-        "error": entry.error,
-        "check": VERDICTS[work.passes(entry.error)],
+        **work.verdict(entry.error),
     }
 
 

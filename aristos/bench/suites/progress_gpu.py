@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from ...results import Table
-from ..context import TURNS_TO_CHECK, VERDICTS, Column, Context, Result, Sheet, counted, ratio_columns
+from ..context import TURNS_TO_CHECK, Column, Context, Result, Sheet, counted, ratio_columns
 from ..gpu.calls import Played
 from ..gpu.clock import BenchGpu, ratio_values
 from ..measure import gathered, no_gc, padded
@@ -139,8 +139,7 @@ def _record(work: Workload, tokens: int, found: dict[str, np.ndarray], error: fl
         "computes_us": float(np.median(calls[1])) * 1e6,
         "host_alone_us": float(np.median(host[0])) * 1e6,
         "turns": calls.shape[1],
-        "error": error,
-        "check": VERDICTS[work.passes(error)],
+        **work.verdict(error),
     }
     for name, each in (("slowdown", calls), ("host_slowdown", host)):
         record |= {key: ratio - 1 for key, ratio in ratio_values(name, each[0], each[1]).items()}

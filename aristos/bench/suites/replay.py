@@ -22,7 +22,7 @@ import numpy as np
 from ...errors import InputError
 from ...models import with_max_tokens
 from ...results import Table
-from ..context import ERROR_AND_CHECK, VERDICTS, Column, Context, Result, Sheet, counted, time_columns
+from ..context import ERROR_AND_CHECK, Column, Context, Result, Sheet, counted, time_columns
 from ..disturbance import CORE_SHARE, mark
 from ..measure import Statistics, in_order, rotated
 from ..ran import of_layer
@@ -212,8 +212,7 @@ def _records(work: Workload, phase: Phase, schedules: list[str]) -> list[dict[st
                 "tokens_per_s": float(phase.tokens.sum()) / total,
                 "speedup_over_bulk": summaries["bulk"].median / summaries[s].median if "bulk" in summaries else None,
                 "passes": phase.times.shape[-1],
-                "error": error,
-                "check": VERDICTS[phase.right and work.passes(error)],
+                **work.verdict(error, phase.right),
                 **mark(had.reshape(len(had), -1)),
             }
         )

@@ -25,7 +25,7 @@ import numpy as np
 from ... import _reference_backward, reference
 from ...results import Table
 from .. import bounds
-from ..context import ERROR_AND_CHECK, VERDICTS, Column, Context, Result, Sheet, counted
+from ..context import ERROR_AND_CHECK, Column, Context, Result, Sheet, counted
 from ..disturbance import CORE_SHARE, mark
 from ..measure import Statistics, gathered, in_turns, padded, placed
 from ..ran import Ran, of_layer
@@ -158,8 +158,7 @@ def _record(
         "gflops_per_rank": rate,
         "share_of_peak": rate / peak,
         "iterations": times[STEP].shape[-1],
-        "error": error,
-        "check": VERDICTS[work.passes(error)],
+        **work.verdict(error),
     }
 
 
