@@ -7,13 +7,9 @@ from __future__ import annotations
 
 import argparse
 import shlex
-import sys
 
 from ..bench.arguments import counts, positive
-from ..errors import AristosError, InputError
-from ..host import launch_environment
 
-USAGE, ENVIRONMENT, INTERRUPTED = 2, 3, 130
 MOST_RESTARTS = 1000
 SUMMARY = "start a job, each rank bound close to its device: aristos run -n 8 -- python model.py"
 
@@ -92,16 +88,7 @@ def options(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
 def main(argv: list[str]) -> int:
     from ..launcher import main as launcher
 
-    asked, program = options(argv)
-    try:
-        return launcher.launch(asked, program)
-    except BrokenPipeError:  # --dry-run | head
-        return launch_environment.unread()
-    except KeyboardInterrupt:  # only before the job starts; later the job gets the signal
-        return INTERRUPTED
-    except (AristosError, OSError) as why:
-        print(f"aristos run: {why}", file=sys.stderr)
-        return USAGE if isinstance(why, InputError) else ENVIRONMENT
+    return launcher.launch(*options(argv))
 
 
 def _split(argv: list[str]) -> tuple[list[str], list[str]]:

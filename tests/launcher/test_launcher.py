@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 from mpi import FLAG, LAUNCHER_VARIABLES, find_mpiexec
 
-from aristos.cli import run
+from aristos.cli.__main__ import main as command
 from aristos.errors import EnvironmentProblem, InputError
 from aristos.host import mpi_library
 from aristos.host.mpi_files import NAMES
@@ -201,7 +201,7 @@ def test_ctrl_c_before_the_job_starts(monkeypatch):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(main, "launch", interrupted)
-    assert run.main(["--", "true"]) == 130
+    assert command(["run", "--", "true"]) == 130
 
 
 def test_a_matrix_from_windows(tmp_path):
@@ -314,10 +314,10 @@ time.sleep(100)
 
 IMPATIENT = """
 import sys
-from aristos.cli import run
+from aristos.cli.__main__ import main as command
 from aristos.launcher import job
 job.PATIENCE = job.FIRMER = 1.0
-sys.exit(run.main(sys.argv[1:]))
+sys.exit(command(["run", *sys.argv[1:]]))
 """
 
 

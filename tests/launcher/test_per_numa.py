@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from mpi import FLAG, LAUNCHER_VARIABLES, find_mpiexec
 
-from aristos.cli import run
+from aristos.cli.__main__ import main as command
 from aristos.errors import EnvironmentProblem, InputError
 from aristos.host.mpi_library import Library
 from aristos.launcher import commands, main, take_seat
@@ -158,7 +158,7 @@ def test_a_login_node_says_nothing_about_the_jobs_nodes(monkeypatch, tmp_path):
 
 
 def test_nvidia_smi_lists_no_domains(capsys):
-    assert run.main(["--per", "numa", "--dry-run", "--nvidia-smi", "FILE", "--", "true"]) == 2
+    assert command(["run", "--per", "numa", "--dry-run", "--nvidia-smi", "FILE", "--", "true"]) == 2
     assert "--per numa excludes --nvidia-smi" in capsys.readouterr().err
 
 
@@ -194,12 +194,12 @@ def test_a_rank_that_may_not_use_its_whole_domain(monkeypatch, tmp_path, capsys)
 ON_FAKE = """
 import sys
 from pathlib import Path
-from aristos.cli import run
+from aristos.cli.__main__ import main as command
 from aristos.launcher import main, this_node
 from aristos.topology import discover
 root = Path(sys.argv.pop(1))
 main.find = lambda env: this_node.this_node_of(discover(network=False, env=env, root=root, library=lambda: None), env)
-sys.exit(run.main(sys.argv[1:]))
+sys.exit(command(["run", *sys.argv[1:]]))
 """
 REPORT = """
 import json, os
