@@ -205,21 +205,16 @@ def _gpu(ranks: world.World) -> BenchGpu:
 
 
 def _measure(suite: Suite, context: Context, reporter: Reporter | None, gpu: BenchGpu | None, isa: str) -> Result:
-    def run_it() -> Result:
-        result: Result = suite.run(context) if gpu is None else suite.run(context, gpu)
-        result.name_kernels(isa)
-        return result
-
-    if reporter is None:
-        result = run_it()
-    else:
+    if reporter is not None:
         context.report = lambda text, share: reporter.progress(f"{suite.name}: {text}", share)
         reporter.begin(suite.name)
-        try:
-            result = run_it()
-        finally:
+    try:
+        result: Result = suite.run(context) if gpu is None else suite.run(context, gpu)
+        result.name_kernels(isa)
+    finally:
+        if reporter is not None:
             reporter.end()
-        _mark(result)
+    _mark(result)
     result.ok = context.world.every(result.ok)
     return result
 
