@@ -19,7 +19,6 @@ from typing import Any
 
 import numpy as np
 
-from ...errors import InputError
 from ...models import with_max_tokens
 from ...results import Table
 from ..context import ERROR_AND_CHECK, Column, Context, Result, Sheet, counted, time_columns
@@ -77,8 +76,7 @@ class Phase:
     default=False,
 )
 def run(ctx: Context) -> Result:
-    if ctx.trace is None:
-        raise InputError("suite replay needs --routing FILE.npz, a recorded routing trace")
+    assert ctx.trace is not None  # the command line is refused without a trace
     shape = ctx.shape()
     prefill = min(shape.tokens[-1], len(ctx.trace.ids))
     most = most_tokens(ctx.trace, prefill, ctx.world.size)

@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 
-from ...errors import InputError
 from ...models import with_max_tokens
 from ...results import Table
 from ..context import ERROR_AND_CHECK, Column, Context, Result, Sheet, counted, ratio_columns, time_columns
@@ -87,8 +86,7 @@ class GpuPhase:
     "replay", "a recorded routing (--routing FILE.npz), against the unfused chain", order=80, share=3.0, default=False
 )
 def run(ctx: Context, gpu: BenchGpu) -> Result:
-    if ctx.trace is None:
-        raise InputError("suite replay needs --routing FILE.npz, a recorded routing trace")
+    assert ctx.trace is not None  # the command line is refused without a trace
     shape, trace = ctx.shape(), ctx.trace
     prefill = min(shape.tokens[-1], len(trace.ids))
     most = most_tokens(trace, prefill, ctx.world.size)
