@@ -327,19 +327,15 @@ def deepseek_v4(o: Options) -> dict[int, StoredLayer]:
     o.ignore("router_jitter_noise", "o_groups", "hc_mult", "topk_method")
     score = o.word("scoring_func", {"sqrtsoftplus": "sqrtsoftplus", "sigmoid": "sigmoid", "softmax": "softmax"})
     how: dict[str, Any] = {"score": score, "renormalize": True, "scale": o.number("routed_scaling_factor")}
-    ffn = o.size(o.first("moe_intermediate_size", "intermediate_size"))
-    options = options_of(o, ffn, o.size("n_routed_experts"), o.size("num_experts_per_tok"), **how)
-    count = o.optional_count("n_shared_experts")
-    options |= {"limit": o.number("swiglu_limit"), "shared_ffn": ffn * count}
+    names: dict[str, Any] = {"count": ("n_routed_experts",), "shared_count": ("n_shared_experts",)}
     bases = ("ffn.", "mlp.")
-    routed = tuple(w123(base, stored) for base in bases) if stored else experts(*bases)
-    parts = [routed, named("router", *(base + "gate.weight" for base in bases))]
-    if count:
-        parts.append(shared(*(base + "shared_experts." for base in bases)))
+    layer = usual_layer(o, *bases, ffn=o.first("moe_intermediate_size", "intermediate_size"), **names, **how)
+    layer = replace(layer, options={**layer.options, "limit": o.number("swiglu_limit")})
+    parts = (tuple(w123(base, stored) for base in bases), *layer.parts[1:]) if stored else layer.parts
     biased = named("select_bias", "ffn.gate.bias", *(base + CORRECTION for base in bases))
-    chosen = StoredLayer(options, (*parts, biased), bases)
+    chosen = replace(layer, parts=(*parts, biased))
     table = named("table", *(base + "gate.tid2eid" for base in bases))
-    looked_up = StoredLayer(options, (*parts, table), bases, note=TABLE)
+    looked_up = replace(layer, parts=(*parts, table), note=TABLE)
     hashed = o.count("num_hash_layers")
     kinds = None if o.get("mlp_layer_types") is None else kinds_of_layers(o, "moe", "hash_moe")
     by_table = (i < hashed if kinds is None else kinds[i] == "hash_moe" for i in layers(o))
