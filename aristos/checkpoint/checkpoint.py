@@ -130,6 +130,8 @@ class Checkpoint:
             for n, stored in self._layers.items():
                 self._layers[n] = replace(stored, parts=tuple(packed_ways(part, form) for part in stored.parts))
         self._progress, self._warned = Progress(), False
+        self._prefixes: dict[str, str] = {}
+        self._tables: dict[int, TokenTable] = {}
 
     def _text_model(self, config: dict[str, Any]) -> tuple[str, dict[str, Any]]:
         """(model_type, options) of the model that has experts: the directory's, or one inside it."""
@@ -407,10 +409,6 @@ class Checkpoint:
             self._prefixes[key] = self._find_prefix(first, self._layers[first])
         return self._prefixes[key] + key.format(n=number if stored.own is None else stored.own)
 
-    @cached_property
-    def _prefixes(self) -> dict[str, str]:
-        return {}
-
     def _find_prefix(self, number: int, stored: StoredLayer) -> str:
         below = stored.layer.format(n=number if stored.own is None else stored.own)
         probes = {array.probe for part in stored.parts[:2] for way in part for array in way.values()}
@@ -636,10 +634,6 @@ class Checkpoint:
                 )
             self._tables[number] = TokenTable(reader, self.layer_config(number))
         return self._tables[number].route(x, tokens)
-
-    @cached_property
-    def _tables(self) -> dict[int, TokenTable]:
-        return {}
 
     @property
     def options(self) -> Mapping[str, Any]:
