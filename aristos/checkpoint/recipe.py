@@ -269,3 +269,15 @@ def groups(o: Options, kind: str, count: str = "n_group", kept: str = "topk_grou
         o.ignore(kept)
         return {}
     return {"groups": many, "topk_groups": o.size(kept), "group_score": kind}
+
+
+def by_groups(
+    o: Options, score: str, norm: str = "norm_topk_prob", scale: str = "routed_scaling_factor", *group: str
+) -> dict[str, Any]:
+    """A router whose weights are renormalised or not, and scaled. Groups are chosen by their two best experts."""
+    return {
+        "score": score,
+        "renormalize": o.flag(norm),
+        "scale": o.number(scale),
+        **groups(o, "sum_top2", *group),
+    }

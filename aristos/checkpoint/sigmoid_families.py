@@ -13,11 +13,11 @@ from .options import MOST_LAYERS, Options
 from .recipe import (
     StoredLayer,
     after_dense,
+    by_groups,
     each,
     experts,
     family,
     fused,
-    groups,
     kinds_of_layers,
     layers,
     named,
@@ -63,10 +63,7 @@ def corrected(
         "count": ("n_routed_experts", "num_experts", "num_local_experts"),
         "bias": (CORRECTION,),
         "shared_count": ("n_shared_experts", "num_shared_experts"),
-        "score": "sigmoid",
-        "renormalize": o.flag(norm),
-        "scale": o.number(scale),
-        **groups(o, "sum_top2", *group),
+        **by_groups(o, "sigmoid", norm, scale, *group),
     }
     return usual_layer(o, *bases, **usual | names)
 
@@ -355,14 +352,8 @@ def nemotron_h(o: Options) -> dict[int, StoredLayer]:
     if not isinstance(kinds, list):
         o.refuse("layers_block_type or hybrid_override_pattern must say which layers are MoE, got neither")
     count = o.depth("num_hidden_layers") if o.get("num_hidden_layers") else min(len(kinds), MOST_LAYERS)
-    how: dict[str, Any] = {
-        "score": "sigmoid",
-        "renormalize": o.flag("norm_topk_prob"),
-        "scale": o.number("routed_scaling_factor"),
-        **groups(o, "sum_top2"),
-    }
     sizes = o.size("moe_intermediate_size"), o.size("n_routed_experts"), o.size("num_experts_per_tok")
-    options = options_of(o, *sizes, "mlp_hidden_act", gated=False, **how)
+    options = options_of(o, *sizes, "mlp_hidden_act", gated=False, **by_groups(o, "sigmoid"))
     options["shared_ffn"] = o.size("moe_shared_expert_intermediate_size")
     base = "mixer."
     stacked = {array: StoredArray(f"{base}experts.{array}_proj", stacked=True) for array in ("up", "down")}

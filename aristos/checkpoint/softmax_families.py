@@ -10,6 +10,7 @@ from .recipe import (
     ACTIVATIONS,
     StoredLayer,
     after_dense,
+    by_groups,
     by_step,
     each,
     experts,
@@ -162,13 +163,7 @@ def deepseek_v2(o: Options) -> dict[int, StoredLayer]:
 @family("mistral4", routed_scaling_factor=1.0, first_k_dense_replace=0, norm_topk_prob=True, n_shared_experts=1)
 def mistral4(o: Options) -> dict[int, StoredLayer]:
     """models/mistral4: softmax; groups valued by the sum of their two best; renormalised if the model says so."""
-    router: dict[str, Any] = {
-        "score": "softmax",
-        "renormalize": o.flag("norm_topk_prob"),
-        "scale": o.number("routed_scaling_factor"),
-        **groups(o, "sum_top2"),
-    }
-    layer = deepseek_layer(o, router, "n_routed_experts", "num_local_experts")
+    layer = deepseek_layer(o, by_groups(o, "softmax"), "n_routed_experts", "num_local_experts")
     return dict.fromkeys(after_dense(o), layer)
 
 
