@@ -97,12 +97,12 @@ def hatch(bars: Any, marked: Any) -> None:
             bar.set(hatch="////", edgecolor="white")
 
 
-def legend(figure: Any, colours: dict[str, str]) -> None:
+def legend(figure: Any, colours: dict[str, str], columns: int = 3) -> None:
     """A legend of plain colours at the upper right, because some bars may be hatched. colours: label -> colour."""
     from matplotlib.patches import Patch
 
     handles = [Patch(color=colour, label=label) for label, colour in colours.items()]
-    figure.legend(handles=handles, loc="outside upper right", ncols=3)
+    figure.legend(handles=handles, loc="outside upper right", ncols=columns)
 
 
 def hollow(axis: Any, x: ArrayLike, y: ArrayLike, marked: np.ndarray, line: dict[str, Any]) -> None:

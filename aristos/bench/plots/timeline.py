@@ -11,7 +11,7 @@ from kernel_cache import regular
 
 from ...errors import ResultsError
 from .labels import label
-from .style import BLUE, GREEN, ORANGE, RED, SKY, subplots
+from .style import BLUE, GREEN, ORANGE, RED, SKY, legend, subplots
 
 # kind of step -> colour; a bar is pale while its worker waits
 COLOURS = {
@@ -31,8 +31,6 @@ SPAN: dict[str, Any] = {"pid": int, "tid": int, "cat": str, "ts": float, "dur": 
 
 def timelines(files: list[str]) -> Any:
     """The figure with one panel per file, all on one time axis. Raises ResultsError if a file is no timeline."""
-    from matplotlib.patches import Patch
-
     documents = [read(file) for file in files]
     if (count := sum(len(workers) for workers, *_ in documents)) > MOST_WORKERS:
         raise ResultsError(f"{', '.join(files)}: a picture shows at most {MOST_WORKERS} workers, got {count}")
@@ -40,18 +38,17 @@ def timelines(files: list[str]) -> Any:
     figure, axes = subplots(
         len(files), 1, figsize=(10, 0.9 + sum(heights)), sharex=True, squeeze=False, height_ratios=heights
     )
-    used: set[str] = set()
     for axis, (workers, spans, facts) in zip(axes[:, 0], documents):
-        used |= _panel(axis, workers, spans)
+        _panel(axis, workers, spans)
         axis.set_title(_title(facts, spans), loc="left", fontsize=9)
     axes[-1, 0].set_xlabel("ms since the first step on any rank")
-    patches = [Patch(color=colour, label=kind) for kind, colour in COLOURS.items() if kind in used]
-    figure.legend(handles=patches, loc="outside upper right", ncols=len(patches))
+    used = {s["cat"] for _, spans, _ in documents for s in spans}
+    legend(figure, {kind: colour for kind, colour in COLOURS.items() if kind in used}, len(COLOURS))
     return figure
 
 
-def _panel(axis: Any, workers: dict[tuple[int, int], str], spans: list[dict[str, Any]]) -> set[str]:
-    """Draw the bars of a file. Returns the kinds of steps in it."""
+def _panel(axis: Any, workers: dict[tuple[int, int], str], spans: list[dict[str, Any]]) -> None:
+    """Draw the bars of a file."""
     rows = {worker: row for row, worker in enumerate(sorted(workers))}
     parts = defaultdict[tuple[int, str], list[tuple[float, float]]](list)
     for s in spans:
@@ -64,7 +61,6 @@ def _panel(axis: Any, workers: dict[tuple[int, int], str], spans: list[dict[str,
     axis.set_yticks(list(rows.values()), [label(workers[worker]) for worker in rows])
     axis.set_ylim(len(rows) - 0.5, -0.5)
     axis.grid(axis="y", visible=False)
-    return {s["cat"] for s in spans}
 
 
 def _title(facts: dict[str, Any], spans: list[dict[str, Any]]) -> str:
