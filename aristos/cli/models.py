@@ -109,11 +109,7 @@ def lines(chosen: dict[str, Model]) -> list[str]:
     rows = [
         (
             name,
-            str(m.hidden),
-            str(m.ffn),
-            str(m.experts),
-            str(m.top_k),
-            str(m.shared or "-"),
+            *map(str, (m.hidden, m.ffn, m.experts, m.top_k, m.shared or "-")),
             f"{m.moe_layers}/{m.layers}" if m.layers else "-",
             router(m),
             verdict(m),
