@@ -428,11 +428,11 @@ class Checkpoint:
         stored = self._stored(number)
         cfg = self.layer_config(number)
         prefix = self._prefix(number, stored)
-        shapes = shapes_of(cfg, stored)
+        shapes, experts = shapes_of(cfg, stored), cfg.experts - stored.late
         stored_arrays: dict[str, StoredArray] = {}
         for part in stored.parts:
-            stored_arrays |= self._choose(prefix, part, shapes, cfg.experts - stored.late)
-        return LayerReader(self._directory, prefix, stored_arrays, shapes, cfg.experts, stored.late, self._quantised)
+            stored_arrays |= self._choose(prefix, part, shapes, experts)
+        return LayerReader(self._directory, prefix, stored_arrays, shapes, experts, stored.late, self._quantised)
 
     def _choose(
         self, prefix: str, part: Any, shapes: Mapping[str, tuple[int, ...]], experts: int

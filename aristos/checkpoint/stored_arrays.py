@@ -95,26 +95,22 @@ def packed_ways(part: Part, form: str) -> Part:
     return tuple(found)
 
 
+@dataclass(eq=False)
 class LayerReader:
     """Reads the arrays of one layer. prefix: the beginning of the layer's tensor names.
 
-    shapes: the shape of each array, of one expert or of the layer. experts: how many experts the layer has. late: how
-    many of the last experts are stored separately. stored_arrays: how each array is stored, by the array's name.
+    shapes: the shape of each array, of one expert or of the layer. late: how many of the last experts are stored
+    separately. experts: how many are not. stored_arrays: how each array is stored, by the array's name.
     `check` compares all names and shapes with the headers, before any values are read.
     """
 
-    def __init__(
-        self,
-        directory: Directory,
-        prefix: str,
-        stored_arrays: dict[str, StoredArray],
-        shapes: dict[str, tuple[int, ...]],
-        experts: int,
-        late: int,
-        options: Options,
-    ) -> None:
-        self.directory, self.prefix, self.stored_arrays, self.shapes = directory, prefix, stored_arrays, shapes
-        self.experts, self.late, self.options = experts - late, late, options
+    directory: Directory
+    prefix: str
+    stored_arrays: dict[str, StoredArray]
+    shapes: dict[str, tuple[int, ...]]
+    experts: int
+    late: int
+    options: Options
 
     def check(self) -> set[str]:
         """The names of all tensors that hold the layer's arrays. Raises CheckpointError for a wrong shape."""
