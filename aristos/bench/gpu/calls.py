@@ -6,7 +6,6 @@ Every suite on GPUs that calls a layer runs a `Played`: a call that is queued la
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -66,11 +65,8 @@ class Played:
 
         Collective.
         """
-        gpu = self.gpu
-        with gpu.here():
-            self()
-            self.moe.synchronize()
-            return partial(gpu.device.replay, gpu.device.graph(gpu.stream, self), gpu.stream)
+        with self.gpu.here():
+            return self.gpu.graph(self)
 
     def error(self, call: Callable[[], object] | None = None, out: GpuArray | None = None) -> float:
         """Clear `out`, run `call`, which writes `out`, and return the largest error on any rank. Collective.
