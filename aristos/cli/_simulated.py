@@ -22,7 +22,7 @@ from ..host import launch_environment
 if TYPE_CHECKING:
     from ..config import MoEConfig
     from ..placement import Placement
-    from ..simulate.machine import Costs, Machine
+    from ..simulate.machine import Machine
     from ..simulate.outcome import Outcome
     from ..simulate.simulation import Simulation
 
@@ -81,12 +81,6 @@ class Point:
     def levels(self) -> int:
         """Levels of the simulated wire: one if there is one node."""
         return int(self.asked.levels) if self.asked.nodes > 1 else 1
-
-    @property
-    def costs(self) -> Costs:
-        """The costs of the simulated machine."""
-        assert self.machine is not None
-        return self.machine.costs
 
     def facts(self) -> dict[str, Any]:
         """The point's options and results, as plain values."""

@@ -97,7 +97,8 @@ def records(done: list[Point]) -> list[dict[str, Any]]:
     first: dict[str, dict[str, Any]] = {}  # change -> the record of its fewest nodes
     for point in done:
         assert point.found is not None
-        facts, outcome = point.facts(), point.found
+        assert point.machine is not None
+        facts, outcome, costs = point.facts(), point.found, point.machine.costs
         record = {
             "change": point.change or BASE,
             "nodes": point.asked.nodes,
@@ -112,7 +113,7 @@ def records(done: list[Point]) -> list[dict[str, Any]]:
             "link": facts["busiest_link_share"],
             "puts": facts["puts_a_call"] / point.ranks,
             "decisions": facts["decisions_a_call"] / point.ranks,
-            "decision_us": 1e-3 * (point.costs.decide + point.costs.peer * point.ranks),
+            "decision_us": 1e-3 * (costs.decide + costs.peer * point.ranks),
             "protocol_kib": outcome.protocol_bytes / point.ranks / 1024,
             "binds": facts["binds"],
         }
