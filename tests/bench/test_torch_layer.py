@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from gpu_rivals import captured, torch_or_skip
+from gpu_rivals import captured, torch_or_skip, unfused
 
 from aristos import reference
 from aristos.bench.gpu import torch_layer
@@ -39,7 +39,7 @@ def computed(torch, cfg, way="loop", given=()):
     x, router = held.double().numpy(), weights.pop("router")
     if cfg.dtype != "float32":
         router = torch.from_numpy(router).to(dtype).float().numpy()
-    part = torch_layer.Part(torch, cfg, router, weights, torch.device("cpu"))
+    part = torch_layer.Part(torch, cfg, router, weights, torch.device("cpu"), unfused)
     ids, combine = given if given else reference.route(cfg, x, router)
     want = reference.moe(cfg, x, ids=ids, weights=combine, **weights)
     y = torch.full_like(held, float("nan"))
@@ -72,7 +72,7 @@ def test_a_score_or_activation_that_the_chain_lacks_is_refused(torch):
     cfg = MoEConfig(**SHAPE, router=Router("sparsemixer"))
     weights = reference.weights(cfg, 0)
     with pytest.raises(EnvironmentProblem, match="no score 'sparsemixer', only softmax, sigmoid, "):
-        torch_layer.Part(torch, cfg, weights.pop("router"), weights, torch.device("cpu"))
+        torch_layer.Part(torch, cfg, weights.pop("router"), weights, torch.device("cpu"), unfused)
     with pytest.raises(EnvironmentProblem, match="no activation 'mish', only relu"):
         torch_layer.activation(torch, SimpleNamespace(activation="mish"))
 
@@ -148,7 +148,7 @@ def test_rows_of_two_ranks_travel_to_their_experts_and_back(torch, way, placemen
 
     for me, x in enumerate(xs):
         mine = {name: array[where == me] for name, array in weights.items()}
-        part = torch_layer.Part(torch, cfg, router, mine, torch.device("cpu"))
+        part = torch_layer.Part(torch, cfg, router, mine, torch.device("cpu"), unfused)
         held = torch.from_numpy(x)
         y = torch.full_like(held, float("nan"))
         chains.append(torch_layer.RankChain(part, way, held, y, counts, me, where, exchange(me)))

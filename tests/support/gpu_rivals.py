@@ -154,6 +154,11 @@ def captured(torch: Any, call: Callable[[], object]) -> list[Callable[[], object
     return steps
 
 
+def unfused(function: Callable[..., Any], otherwise: Callable[..., Any]) -> Callable[..., Any]:
+    """A `torch_layer.Fuse` that compiles nothing."""
+    return otherwise
+
+
 class MachineTorch:
     """`rival.TorchGpu` for PyTorch on CPUs, with tensors in the machine's memory."""
 
@@ -178,7 +183,7 @@ class MachineTorch:
         found = self.torch.from_numpy(whole.view("<i2" if array.kind == "bf16" else array.dtype).reshape(array.shape))
         return found.view(self.torch.bfloat16) if array.kind == "bf16" else found
 
-    fuse = staticmethod(torch_layer.unfused)
+    fuse = staticmethod(unfused)
 
     def graph(self, call: Callable[[], object]) -> Callable[[], object]:
         steps = captured(self.torch, call)

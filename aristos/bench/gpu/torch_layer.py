@@ -270,22 +270,11 @@ def combine_by_bag(torch: Any, rows: Any, position: Any, weights: Any, y: Any) -
     y.copy_(bag(position, rows, mode="sum", per_sample_weights=weights.to(rows.dtype)))
 
 
-def unfused(function: Callable[..., Any], otherwise: Callable[..., Any]) -> Callable[..., Any]:
-    """A `Fuse` that compiles nothing."""
-    return otherwise
-
-
 class Part:
     """The parts that the chains of a layer share on one rank: PyTorch, the router, the experts, the weighted sums."""
 
     def __init__(
-        self,
-        torch: Any,
-        cfg: MoEConfig,
-        router: NDArray[np.float32],
-        weights: dict[str, Any],
-        device: Any,
-        fuse: Fuse = unfused,
+        self, torch: Any, cfg: MoEConfig, router: NDArray[np.float32], weights: dict[str, Any], device: Any, fuse: Fuse
     ) -> None:
         self.torch, self.cfg, self.device = torch, cfg, device
         self.gate = Gate(torch, cfg, router, device)
