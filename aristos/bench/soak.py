@@ -145,32 +145,24 @@ def draw(asked: Asked, number: int, world: int) -> Drawn:
     return Drawn(number, cfg, options, calls)
 
 
-def soak(
-    world: World,
-    asked: Asked,
-    first: int,
-    go_on: Callable[[int], bool],
-    show: Callable[[Counts], None] = lambda counts: None,
-) -> Counts:
-    """Run objects, from number `first` on, while rank 0's `go_on(number)` is true. Collective.
+def soak(world: World, asked: Asked, first: int, go_on: Callable[[Counts], bool]) -> Counts:
+    """Run objects, from number `first` on, while rank 0's `go_on(counts)` is true. Collective.
 
     Raises SoakError for a wrong result, and the errors that calls raise, all with a note that names the object.
     """
-    counts, number, begun, sampled = Counts(), first, time.monotonic(), 0.0
-    while world.bcast(go_on(number) if world.lead else None):
-        drawn = draw(asked, number, world.size)
+    counts, begun, sampled = Counts(), time.monotonic(), 0.0
+    while world.bcast(go_on(counts) if world.lead else None):
+        drawn = draw(asked, first + counts.objects, world.size)
         try:
             _one(world, asked.seed, drawn, counts)
         except (AristosError, SoakError) as why:
-            why.add_note(f"{asked.command(number)}: {drawn}")
+            why.add_note(f"{asked.command(drawn.number)}: {drawn}")
             raise
         counts.objects += 1
-        number += 1
         now = time.monotonic() - begun
         if now - sampled >= SAMPLE_EVERY or len(counts.samples) < 8:
             sampled = now
             counts.samples.append(health.sample(now))
-        show(counts)
     return counts
 
 

@@ -71,19 +71,17 @@ def main(argv: list[str]) -> int:
     begun = time.monotonic()
     shown = [begun]  # when the last line was printed
 
-    def go_on(number: int) -> bool:
-        done = asked.objects is not None and number >= asked.first + asked.objects
-        return not done and time.monotonic() - begun < 60 * asked.minutes
-
-    def show(counts: Counts) -> None:
-        if world.lead and not asked.json and time.monotonic() - shown[0] >= EVERY:
+    def go_on(counts: Counts) -> bool:
+        if not asked.json and time.monotonic() - shown[0] >= EVERY:
             shown[0] = time.monotonic()
             print(f"{shown[0] - begun:7.0f} s  {_line(counts)}", flush=True)
+        done = asked.objects is not None and counts.objects >= asked.objects
+        return not done and time.monotonic() - begun < 60 * asked.minutes
 
     if world.lead and not asked.json:
         print(f"{drawn.command(asked.first)}, {world.size} ranks", flush=True)
     try:
-        counts = soak(world, drawn, asked.first, go_on, show)
+        counts = soak(world, drawn, asked.first, go_on)
     except KeyboardInterrupt:
         return interrupted(world, "aristos soak")
     except (AristosError, SoakError) as why:

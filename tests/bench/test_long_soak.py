@@ -25,7 +25,7 @@ assert command.main("--seed 11 --objects 6 --minutes 9".split()) == 0  # these o
 assert command.main("--seed 11 --objects 1 --json".split()) == 0
 os.nice(10)
 begun, ranks = time.monotonic(), connect()
-counts = soak(ranks, Asked(12), 0, lambda number: number < 12 or (number < 40 and time.monotonic() - begun < 40))
+counts = soak(ranks, Asked(12), 0, lambda done: done.objects < (40 if time.monotonic() - begun < 40 else 12))
 leaks, growth = health.leaks(counts.samples), health.growth(counts.samples)
 say(counts.objects, counts.calls, counts.backward, counts.loads, leaks, *growth)
 """

@@ -53,7 +53,7 @@ def test_options_that_are_no_valid_numbers_are_refused(words, capsys):
 @pytest.mark.slow
 @pytest.mark.ranks(2)
 def test_calls_of_drawn_objects_are_right(comm):
-    counts = soak(World(comm), Asked(3, 48), 0, lambda number: number < 6)
+    counts = soak(World(comm), Asked(3, 48), 0, lambda counts: counts.objects < 6)
     assert (counts.objects, counts.calls > 6, counts.worst < 1) == (6, True, True)
 
 
@@ -71,7 +71,7 @@ def test_a_wrong_output_is_found_and_the_object_named(monkeypatch):
     with pytest.raises(
         SoakError, match=r"the error of y must be at most the error of rounding to \w+, got [\d.e+]+ times"
     ) as found:
-        soak(World(), Asked(3, 48), 0, lambda number: number < 20)
+        soak(World(), Asked(3, 48), 0, lambda counts: counts.objects < 20)
     assert found.value.__notes__[0].startswith("aristos soak --seed 3 --first ")
     assert "MoEConfig(" in found.value.__notes__[0]
 
