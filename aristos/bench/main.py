@@ -191,10 +191,8 @@ def run_bench(asked: Options, ranks: world.World, argv: list[str]) -> int:
             _append(asked, kept)
         raise
     ranks.end_watch()
-    ok = all(result.ok for result in results.values())
     facts["finished"] = True
-    _finish(asked, reporter, facts, results, ok, _append(asked, kept))
-    return OK if ok else WRONG
+    return _finish(asked, reporter, facts, results, _append(asked, kept))
 
 
 def _gpu(ranks: world.World) -> BenchGpu:
@@ -242,21 +240,17 @@ def _append(asked: Options, kept: file.Run | None, result: Result | None = None)
 
 
 def _finish(
-    asked: Options,
-    reporter: Reporter | None,
-    facts: dict[str, Any],
-    results: dict[str, Result],
-    ok: bool,
-    out: str | None,
-) -> None:
-    """Print the outcome and the path of the file, on rank 0."""
+    asked: Options, reporter: Reporter | None, facts: dict[str, Any], results: dict[str, Result], out: str | None
+) -> int:
+    """Print the outcome and the path of the file, on rank 0. Returns the exit code."""
+    failed = [name for name, result in results.items() if not result.ok]
+    code = WRONG if failed else OK
     if reporter is None:
-        return
+        return code
     if asked.json:
-        reporter.document(facts, results, ok, out)
-        return
-    if not ok:
-        failed = [name for name, result in results.items() if not result.ok]
+        reporter.document(facts, results, not failed, out)
+        return code
+    if failed:
         reporter.line(f"FAILED: wrong results in {', '.join(failed)}")
     spent = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in facts["suite_seconds"].items())
     reporter.line(f"\n# {spent}")
@@ -264,3 +258,4 @@ def _finish(
         reporter.line(f"# results: {out} (pictures: aristos plot {out}; a page: aristos report {out})")
     if asked.timeline:
         reporter.line(f"# timeline: {asked.timeline} (open in ui.perfetto.dev)")
+    return code
