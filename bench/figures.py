@@ -55,7 +55,7 @@ class Spread(NamedTuple):
     high: float
 
     @classmethod
-    def of(cls, values: ArrayLike) -> Spread:
+    def from_values(cls, values: ArrayLike) -> Spread:
         v = np.asarray(values, dtype=np.float64)
         return cls(float(np.median(v)), float(v.min()), float(v.max()))
 
@@ -101,14 +101,14 @@ def over_best(measured: ShapeResults, peers: Iterable[str], ours: str) -> Spread
     timed = [measured.turns(peer) for peer in peers if peer in measured.times]
     if not timed or ours not in measured.times:
         return None
-    return Spread.of(np.min(timed, axis=0) / measured.turns(ours))
+    return Spread.from_values(np.min(timed, axis=0) / measured.turns(ours))
 
 
 def gflops(measured: ShapeResults, peer: str) -> Spread | None:
     """The mean of the ranks' operations, divided by the slowest rank's time."""
     if peer not in measured.times:
         return None
-    return Spread.of(float(np.mean(measured.mean)) / measured.turns(peer) / 1e9)
+    return Spread.from_values(float(np.mean(measured.mean)) / measured.turns(peer) / 1e9)
 
 
 def peak_share(measured: ShapeResults, peer: str = "fused") -> Spread | None:
@@ -120,7 +120,7 @@ def peak_share(measured: ShapeResults, peer: str = "fused") -> Spread | None:
     if measured.peak is None or peer not in measured.times:
         return None
     calls = measured.busiest / measured.times[peer].max(axis=2)  # [rounds, iters] operations a second
-    return Spread.of(np.median(calls, axis=1) / 1e9 / measured.peak.mean(axis=1))
+    return Spread.from_values(np.median(calls, axis=1) / 1e9 / measured.peak.mean(axis=1))
 
 
 def figures(
@@ -210,7 +210,7 @@ def _modules(m: ShapeResults) -> list[Figure]:
             what = f"{dtype}, over the best of transformers' own"
             found.append(_times(what, goal, over_best(m, others, ours), m, ours, *others))
         if (tokens, m.world) == (1, 1) and ours in m.times and alone in m.times:
-            added = Spread.of(1e6 * (m.turns(ours) - m.turns(alone)))
+            added = Spread.from_values(1e6 * (m.turns(ours) - m.turns(alone)))
             found.append(Figure(f"{m.shape.name}: {dtype}, a module's own time", ADDED_US, "µs", False, added))
     return found
 
@@ -253,7 +253,7 @@ def _signals(signal_us: dict[int, list[float]] | None, why: str) -> list[Figure]
     for size, goal in SIGNAL_US.items() if signal_us is not None else ():
         what = "8 bytes + signal, there and back" if size == 8 else f"{size >> 10} KB row + signal, there and back"
         values = (signal_us or {}).get(size)
-        found.append(Figure(what, goal, "µs", False, Spread.of(values) if values else None, why))
+        found.append(Figure(what, goal, "µs", False, Spread.from_values(values) if values else None, why))
     return found
 
 
@@ -263,7 +263,7 @@ def _outside(m: ShapeResults) -> list[Figure]:
     for i, kernels in enumerate(("expert kernels", "kernels (routing, row copies, experts, combine)")):
         if m.outside is not None and not isinstance(m.shape, Product):
             what = f"{m.shape.name}: a call of {m.shape.tokens} tokens, outside {kernels} and waits"
-            found.append(Figure(what, OUTSIDE_US, "µs", False, Spread.of(1e6 * m.outside[i])))
+            found.append(Figure(what, OUTSIDE_US, "µs", False, Spread.from_values(1e6 * m.outside[i])))
     return found
 
 

@@ -46,7 +46,7 @@ def call(cfg: MoEConfig, nodes: Nodes, machine: Machine, schedule: Schedule = "f
     ids = [rng.random(shape).argsort(axis=1)[:, : cfg.top_k].astype(np.int64) for _ in range(world)]
     sim = Simulation(Layer(cfg, Placement(None, cfg.experts, world), ids), nodes, machine, schedule=schedule)
     sim.run()
-    return Outcome.of(sim)
+    return Outcome.from_simulation(sim)
 
 
 def main() -> None:
@@ -62,7 +62,7 @@ def main() -> None:
     print(f"| {' | '.join(heads)} |\n|{'---|' * len(heads)}")
     for name in asked.models:
         for count in asked.nodes:
-            nodes = Nodes.of(8 * count, 8)
+            nodes = Nodes.split(8 * count, 8)
             cfg = config(name, 8 * count, asked.tokens)
             streams, sums = nodes.with_streams(), replace(cfg, levels=2, combine="sums")
             made = [call(cfg, nodes, machine), call(cfg, streams, machine), call(sums, streams, machine)]

@@ -121,9 +121,9 @@ def simulated(asked: argparse.Namespace) -> None:
     cfg, ids = call(asked.layer, 2)
     costs = replace(Costs(), local=1e3 * asked.link[0], local_kib=1024 / asked.link[1])
     machine = Machine(costs=costs, kernel=calibrate.kernel(cfg, cfg.experts // 2))
-    sim = Simulation(Layer(cfg, Placement(None, cfg.experts, 2), ids), Nodes.of(2), machine, calls=3)
+    sim = Simulation(Layer(cfg, Placement(None, cfg.experts, 2), ids), Nodes.split(2), machine, calls=3)
     sim.run()
-    print(json.dumps(float(Outcome.of(sim).calls[-1])))
+    print(json.dumps(float(Outcome.from_simulation(sim).calls[-1])))
 
 
 def planted(bug: Bug, folder: Path) -> Path:

@@ -167,9 +167,9 @@ class Simulated:
         slower = float(np.mean(list(speeds.values()))) / self.python_speed(point)
         costs = replace(costs, call=costs.call * slower, collective=costs.collective * slower)
         machine = Machine(costs=costs, kernel=kernel, speeds=speeds)
-        sim = Simulation(layer, Nodes.of(len(ids)), machine, calls=3, schedule="bulk" if name == "bulk" else "fused")
+        sim = Simulation(layer, Nodes.split(len(ids)), machine, calls=3, schedule="bulk" if name == "bulk" else "fused")
         sim.run()
-        return float(np.median(Outcome.of(sim).calls[1:]))
+        return float(np.median(Outcome.from_simulation(sim).calls[1:]))
 
     def _observed(self, found: dict[str, Any]) -> truth_fit.Observed:
         """What a layer of the calibration showed, as means over the ranks."""

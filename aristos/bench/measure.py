@@ -190,7 +190,7 @@ class Statistics:
         return {f"{name}_{unit}": getattr(self, name) * factor for name in ("median", "p95", "p99")}
 
     @classmethod
-    def of(cls, times: Seconds) -> Statistics:
+    def from_times(cls, times: Seconds) -> Statistics:
         """The statistics of times: [world, iterations] seconds, or [iterations] seconds of one clock."""
         slowest = times.max(axis=0) if times.ndim == 2 else times
         median, p95, p99 = np.quantile(slowest, [0.5, 0.95, 0.99])

@@ -38,7 +38,7 @@ class World:
         self.comm, self.ranks_per_node, self._limit = comm, ranks_per_node, limit
         self.rank: int = comm.Get_rank() if comm is not None else 0
         self.size: int = comm.Get_size() if comm is not None else 1
-        self.nodes = Nodes.of(1)
+        self.nodes = Nodes.split(1)
         self.watch: Watch | None = None
         self._exit: Any = None
         if comm is not None:

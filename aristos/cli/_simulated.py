@@ -104,7 +104,7 @@ class Point:
         placement = Placement(None, cfg.experts, self.ranks)
         layer = Layer(cfg, placement, _ids(asked, cfg, placement), asked.moves, asked.tile)
         self.machine, self.rates = machine_of(asked, cfg)
-        nodes = Nodes.of(self.ranks, asked.ranks_per_node)
+        nodes = Nodes.split(self.ranks, asked.ranks_per_node)
         if self.levels == 2:
             nodes = nodes.with_streams()
         return Simulation(layer, nodes, self.machine, asked.threads, asked.calls, asked.schedule)
@@ -123,7 +123,7 @@ class Point:
             sim.run(progress)
         finally:
             self.call_ms = [float(ms) for ms in calls_ms(sim)]
-            self.found = Outcome.of(sim) if len(self.call_ms) == self.asked.calls else None
+            self.found = Outcome.from_simulation(sim) if len(self.call_ms) == self.asked.calls else None
             self.seconds = time.monotonic() - started
 
 

@@ -32,7 +32,7 @@ class Ranks:
         self.rank, self.size = 0, 1
         self.comm: Any = None
         self.node: Any = None  # the communicator of the ranks that share memory
-        self.nodes = Nodes.of(1)
+        self.nodes = Nodes.split(1)
         self._limit, self._give_up = limit, give_up
         self._library: ctypes.CDLL | None = None
         self._mine = False  # whether MPI was started here

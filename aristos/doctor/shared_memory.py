@@ -27,7 +27,7 @@ def need(ranks: int, per_node: int) -> tuple[int, str]:
     if per_node == 1:
         return 0, shape.name
     layout = shape_of(ranks, Placement(None, shape.cfg.experts, ranks), **widths(shape.cfg))
-    nodes = Nodes.of(ranks, per_node)
+    nodes = Nodes.split(ranks, per_node)
     return sum(sum(window_bytes(layout, nodes, rank)[:2]) for rank in range(per_node)), shape.name
 
 

@@ -161,7 +161,7 @@ def update(job: Any, **values: int) -> None:
 
 def fill_layout(job: Any, shape: EngineShape, tables: StateLayout) -> None:
     """Write where rings, regions and the tables of the state lie."""
-    PairLayout.of(shape).fill(job)
+    PairLayout.from_shape(shape).fill(job)
     tables.fill(job)
     update(job, **_of_shape(shape))
 

@@ -140,7 +140,7 @@ class PairLayout:
         return self.staged
 
     @classmethod
-    def of(cls, s: EngineShape) -> PairLayout:
+    def from_shape(cls, s: EngineShape) -> PairLayout:
         return_records = 2 * LINE
         announce = return_records + lines(s.ring_records * RETURN_RECORD_BYTES)
         step = lines(WORD * (words.ANNOUNCED_WORDS + max(s.announced, s.max_held)))
@@ -187,12 +187,12 @@ def _local_returns(s: EngineShape, nodes: Nodes) -> int:
 
 def local_region(s: EngineShape, nodes: Nodes, rank: int, source: int) -> int:
     """Byte offset, in the window for local peers of `rank`, of the region of `source`."""
-    return _local_returns(s, nodes) + PairLayout.of(s).local_bytes * nodes.local(rank).index(source)
+    return _local_returns(s, nodes) + PairLayout.from_shape(s).local_bytes * nodes.local(rank).index(source)
 
 
 def remote_region(s: EngineShape, nodes: Nodes, rank: int, source: int) -> int:
     """Byte offset, in the window for remote peers of `rank`, of the region of `source`."""
-    layout, before = PairLayout.of(s), (p for p in nodes.remote(rank) if p < source)
+    layout, before = PairLayout.from_shape(s), (p for p in nodes.remote(rank) if p < source)
     return lines(s.returns) + sum(layout.remote_bytes(nodes, rank, p) for p in before)
 
 
@@ -234,12 +234,12 @@ def answered_bytes(nodes: Nodes, rank: int) -> int:
 
 def local_bytes(s: EngineShape, nodes: Nodes, rank: int) -> int:
     """Bytes of the window for local peers of `rank`."""
-    return _local_returns(s, nodes) + PairLayout.of(s).local_bytes * len(nodes.local(rank))
+    return _local_returns(s, nodes) + PairLayout.from_shape(s).local_bytes * len(nodes.local(rank))
 
 
 def remote_bytes(s: EngineShape, nodes: Nodes, rank: int) -> int:
     """Bytes of the window for remote peers of `rank`; 0 without any."""
-    layout, peers = PairLayout.of(s), nodes.remote(rank)
+    layout, peers = PairLayout.from_shape(s), nodes.remote(rank)
     if not peers:
         return 0
     return lines(s.returns) + sum(layout.remote_bytes(nodes, rank, p) for p in peers) + bell_bytes(nodes, rank)
@@ -247,7 +247,7 @@ def remote_bytes(s: EngineShape, nodes: Nodes, rank: int) -> int:
 
 def outbox_bytes(s: EngineShape, nodes: Nodes, rank: int) -> int:
     """Bytes that a rank keeps outside its windows for its remote peers."""
-    layout = PairLayout.of(s)
+    layout = PairLayout.from_shape(s)
     return sum(layout.outbox_bytes(nodes, rank, p) for p in nodes.remote(rank)) + answered_bytes(nodes, rank)
 
 

@@ -57,7 +57,7 @@ class Cluster:
 
     def __init__(self, case: Case, strategy: Strategy) -> None:
         self.case = case
-        regions = Regions.of(case.shape, case.nodes)
+        regions = Regions.from_shape(case.shape, case.nodes)
         rows = sum(len(call.ids) * case.top_k + 1 for mine in case.calls for call in mine)
         self.sched = Scheduler(strategy, PATIENT * (rows + case.ranks * len(case.calls[0])))
         self.memory = self.memory_class(regions, self.sched)

@@ -176,7 +176,7 @@ class StateSearch:
             sleep = sleep & before
             self.visited[key] = frozenset(sleep)
         if todo:
-            self.live = PathState(Frozen.of(self.cluster), todo, sleep)
+            self.live = PathState(Frozen.from_cluster(self.cluster), todo, sleep)
             path.append(self.live)
 
     # ---- one step

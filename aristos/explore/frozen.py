@@ -26,7 +26,7 @@ class Frozen:
     stretches: list[tuple[Private | Host, bytes, Log]]
 
     @classmethod
-    def of(cls, cluster: Stretches) -> Frozen:
+    def from_cluster(cls, cluster: Stretches) -> Frozen:
         owners: list[tuple[Any, Iterable[str]]] = [
             (cluster.memory, MEMORY),
             (cluster.network, landing.DICTS),
@@ -35,7 +35,7 @@ class Frozen:
         ]
         return cls(
             [(owner, name, _copied(getattr(owner, name))) for owner, names in owners for name in names],
-            [(rank, kind.of(rank)) for rank in cluster.ranks for kind in (Private, Host)],
+            [(rank, kind.from_rank(rank)) for rank in cluster.ranks for kind in (Private, Host)],
             [(start, digest, log[:]) for start, digest, log in cluster.stretches],
         )
 

@@ -323,7 +323,7 @@ class NewsSearch(StateSearch):
         before = self.visited.get(key)
         todo = [] if before is None else list(before - sleep)
         if before is None or todo:
-            frozen, last = Frozen.of(self.cluster), self.last
+            frozen, last = Frozen.from_cluster(self.cluster), self.last
             for actor in self.sched.actors:
                 if self.courses[actor.number] is None:
                     self.courses[actor.number] = self._course_of(actor)

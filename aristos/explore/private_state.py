@@ -20,7 +20,7 @@ class Host:
     sides: tuple[list[int], ...]
 
     @classmethod
-    def of(cls, rank: Rank) -> Host:
+    def from_rank(cls, rank: Rank) -> Host:
         return cls(tuple(side[:] for side in rank.sides))
 
     def restore(self, rank: Rank) -> None:
@@ -46,7 +46,7 @@ class Private:
     outputs: tuple[dict[int, list[int]], ...]
 
     @classmethod
-    def of(cls, rank: Rank) -> Private:
+    def from_rank(cls, rank: Rank) -> Private:
         plain = tuple(getattr(rank, name) for name in PLAIN)
         return cls(rank.st[:], rank.job[:], plain, dict(rank.output), tuple(rank.outputs))
 

@@ -714,7 +714,7 @@ class Rank:
         """Check timeouts as `CpuRuntime.go_on` does, and with the same class."""
         if self.patience is None:
             job: Any = self.job
-            self.patience = Patience(self.me, self.epoch, job, self.st, Limits.of(TIMEOUT))  # type: ignore[arg-type]
+            self.patience = Patience(self.me, self.epoch, job, self.st, Limits.from_seconds(TIMEOUT))  # type: ignore[arg-type]
         try:
             self.patience.check()
         except WaitTimeout:

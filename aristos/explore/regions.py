@@ -50,7 +50,7 @@ class Regions:
     """The windows, outboxes and mirrors of all ranks of one shape."""
 
     def __init__(self, shape: EngineShape, nodes: Nodes) -> None:
-        self.shape, self.nodes, self.layout = shape, nodes, PairLayout.of(shape)
+        self.shape, self.nodes, self.layout = shape, nodes, PairLayout.from_shape(shape)
         self.returns = lines(shape.returns)
         self._parts: dict[tuple[int, int], tuple[int, list[int], list[int]]] = {}
         self._known: dict[int, Place] = {}
@@ -60,7 +60,7 @@ class Regions:
 
     @staticmethod
     @lru_cache(maxsize=64)
-    def of(shape: EngineShape, nodes: Nodes) -> Regions:
+    def from_shape(shape: EngineShape, nodes: Nodes) -> Regions:
         return Regions(shape, nodes)
 
     def place(self, at: int) -> Place:

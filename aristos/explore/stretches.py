@@ -44,7 +44,7 @@ class Stretches(Cluster):
         self.memory.keeps_acquired = False  # otherwise what each actor has acquired would be part of every state
         self.replaying = -1  # how many recorded values an actor being rebuilt has used; -1 if none is being rebuilt
         self.stretches: list[tuple[Private | Host, bytes, Log]] = [
-            (Private.of(self.ranks[actor.rank]), b"", []) for actor in self.sched.actors
+            (Private.from_rank(self.ranks[actor.rank]), b"", []) for actor in self.sched.actors
         ]  # by actor: the state in which its stretch began, a hash of this state, and the values recorded since
         if self.memory.reach is not None:  # proxies release all words of a line, but changed ones suffice for order
             self.memory.skips_same = self.memory.reach.hosts
@@ -147,7 +147,7 @@ class Stretches(Cluster):
         rank = self.ranks[actor.rank]
         if not actor.daemon:
             rank.st[words.IDLE_SWEEPS] = rank.slices = 0
-        start: Private | Host = (Host if actor.daemon else Private).of(rank)
+        start: Private | Host = (Host if actor.daemon else Private).from_rank(rank)
         self.stretches[actor.number] = start, start.digest(), []
         actor.fresh = True
 

@@ -19,7 +19,7 @@ class Nodes:
     levels: int = 1
 
     @classmethod
-    def of(cls, world: int, ranks_per_node: int | None = None) -> Nodes:
+    def split(cls, world: int, ranks_per_node: int | None = None) -> Nodes:
         """Nodes of `ranks_per_node` consecutive ranks (the last one may have fewer); None: one node."""
         return cls(tuple(rank // (ranks_per_node or world) for rank in range(world)))
 

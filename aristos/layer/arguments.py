@@ -97,7 +97,7 @@ def usable_limits(timeout: Any, absent_timeout: Any = None) -> Limits:
         check_common(None, timeout, absent_timeout=absent_timeout)
     except InputError:
         return DEFAULT
-    return Limits.of(float(timeout), None if absent_timeout is None else float(absent_timeout))
+    return Limits.from_seconds(float(timeout), None if absent_timeout is None else float(absent_timeout))
 
 
 def usable_nodes(ranks_per_node: Any) -> int | None:

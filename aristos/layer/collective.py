@@ -75,7 +75,7 @@ def shape_of(
     foreign: the most experts of local peers that a rank computes. train: whether there are backward calls, which send
     rows [dy | x] and get rows of dx in float32, each with a scalar. nodes: one node by default.
     """
-    nodes = nodes or Nodes.of(world)
+    nodes = nodes or Nodes.split(world)
     stride, back_stride = lines(ROW_TYPES[dtype].nbytes * (2 if train else 1) * hidden), 0
     if train:
         back_stride = return_stride(FLOAT * hidden, 1)

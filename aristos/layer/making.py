@@ -109,7 +109,7 @@ def rank_memory(options: Options, world: Any) -> int:
         kind.check(cfg, options.schedule, options.threads)
     places = Placement(options.placement, cfgs[0].experts, world)
     reserve = _reserve_bytes(options, cfgs, kind, world)
-    nodes = Nodes.of(world, options.ranks_per_node)
+    nodes = Nodes.split(world, options.ranks_per_node)
     if _levels(cfgs[0], kind) != 1 and not nodes.single:
         nodes = nodes.with_streams()
     shape = shape_of(world, places, **widths(*cfgs), train=options.train, nodes=nodes)

@@ -36,4 +36,4 @@ def from_matrices(problem: Problem) -> tuple[Tree, NDArray[np.int64]]:
     root, order = build(find(problem))
     if isinstance(root, Leaf):
         root = builder.switch(0.0, 0.0, [(1, root)])
-    return Tree.of(root), np.array(order, np.int64)
+    return Tree.from_root(root), np.array(order, np.int64)

@@ -66,7 +66,7 @@ class Tree:
     memory: NDArray[np.int64]
 
     @classmethod
-    def of(cls, root: Switch) -> Tree:
+    def from_root(cls, root: Switch) -> Tree:
         """Number the devices and switches under a root."""
         n, depth = root.size, _depth(root)
         up = np.full((depth, n), -1, np.int64)
@@ -208,7 +208,7 @@ def parse(data: Any) -> Tree:
         root = builder.switch(0.0, 0.0, [(1, root)])
     if root.size > MAX_DEVICES:
         raise ProblemError("cluster", f"must have at most {MAX_DEVICES} devices, got {root.size}")
-    return Tree.of(root)
+    return Tree.from_root(root)
 
 
 def _parse(data: Any, where: str, builder: TreeBuilder, level: int) -> Switch | Leaf:

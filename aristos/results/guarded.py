@@ -49,7 +49,7 @@ class Budget:
     left: int
 
     @classmethod
-    def of(cls, path: Path) -> Budget:
+    def for_file(cls, path: Path) -> Budget:
         return cls(_most(path.stat().st_size))
 
     def take(self, name: str, nbytes: int) -> None:

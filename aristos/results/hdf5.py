@@ -147,7 +147,7 @@ def read(path: str | os.PathLike[str]) -> Results:
     """Read all runs in this process. Use it only for files that this package wrote, and `load` for all others."""
     target = Path(path)
     with _opened(target) as file, _described(target, "cannot be read"):
-        budget = guarded.Budget.of(target)
+        budget = guarded.Budget.for_file(target)
         runs = sorted(guarded.members(file["runs"]))
         return Results([_read_run(name, group, budget) for name, group in runs])
 

@@ -88,7 +88,7 @@ class Links:
         source, target = pairs(nodes, nodes, "the network")
         hops = through(source, target)
         names = [f"node {node} {way}" for node in range(nodes) for way in ("out", "in")]
-        return Routes.of(nodes, hops, names, [self.rate] * len(names), np.full(len(source), self.latency))
+        return Routes.from_hops(nodes, hops, names, [self.rate] * len(names), np.full(len(source), self.latency))
 
 
 @dataclass(frozen=True)

@@ -74,7 +74,7 @@ class KnownPairs:
         names = [f"node {node} {way}" for node in range(nodes) for way in ("out", "in")]
         names += [f"node {a} to {b}" for a in range(nodes) for b in range(nodes)]
         capacity = [*np.stack([self.out[:nodes], self.into[:nodes]], axis=1).ravel(), *rate]
-        return Routes.of(nodes, hops, names, capacity, self.latency[source, target])
+        return Routes.from_hops(nodes, hops, names, capacity, self.latency[source, target])
 
 
 def _known(rows: list[list[float | None]], wanted: np.ndarray, what: str) -> np.ndarray:

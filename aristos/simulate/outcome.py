@@ -44,7 +44,7 @@ class Outcome:
     events: int
 
     @classmethod
-    def of(cls, sim: Simulation) -> Outcome:
+    def from_simulation(cls, sim: Simulation) -> Outcome:
         """The outcome of a simulation that has run."""
         began, ended = sim.times
         ranks = (ended[:, -1] - began[:, -1]) * 1e-6

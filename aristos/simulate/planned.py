@@ -93,9 +93,9 @@ def check(
         speeds={rank: float(rate / rates.max()) for rank, rate in enumerate(rates)},
     )
     placement = Placement(copies, cfg.experts, len(group))
-    sim = Simulation(Layer(cfg, placement, ids), Nodes.of(len(group), 1), machine, calls=1)
+    sim = Simulation(Layer(cfg, placement, ids), Nodes.split(len(group), 1), machine, calls=1)
     sim.run(progress)
-    return _checked(plan, alike, Outcome.of(sim))
+    return _checked(plan, alike, Outcome.from_simulation(sim))
 
 
 def _checked(plan: Plan, alike: Sequence[int], found: Outcome) -> Checked:

@@ -91,7 +91,7 @@ class Decisions:
     reading_rows: int
 
     @classmethod
-    def of(cls, layer: Layer, kernel: Kernel) -> Decisions:
+    def from_layer(cls, layer: Layer, kernel: Kernel) -> Decisions:
         """The decisions of a layer's kernels, for the instruction set that this process may use.
 
         They assume that reading an expert's weights takes as long as a run of one row, and that the arithmetic of a row

@@ -24,7 +24,7 @@ class Regions:
     """Where the ranks' memory lies. layout: byte offsets in a region. rank_bytes: of one rank."""
 
     def __init__(self, shape: EngineShape, nodes: Nodes) -> None:
-        full = PairLayout.of(shape)
+        full = PairLayout.from_shape(shape)
         self.shape, self.nodes, self.layout = shape, nodes, replace(full, ring=FAR, staged=full.ring, marks=full.ring)
         self.region_bytes = full.ring + full.local_bytes - full.marks
         self.outbox_bytes = 0 if nodes.single else self.region_bytes + LINE + CODED_BYTES

@@ -27,7 +27,7 @@ class Routes:
     latency: np.ndarray
 
     @classmethod
-    def of(
+    def from_hops(
         cls, nodes: int, hops: np.ndarray, names: Sequence[str], capacity: Sequence[float], latency: np.ndarray
     ) -> Routes:
         """Routes with only the links that they use, which are numbered again.

@@ -72,7 +72,7 @@ class Simulation:
         self.tables = StateLayout(shape, workers, BATCH)
         self._check_memory()
         self.regions.allocate()
-        decisions = Decisions.of(layer, machine.kernel)
+        decisions = Decisions.from_layer(layer, machine.kernel)
         self.ranks = [
             Rank(me, layer, self.regions, self.tables, workers, decisions, schedule == "fused") for me in range(world)
         ]

@@ -80,7 +80,7 @@ class FatTree:
             chosen, left = chosen + wide * (port % up), left // ports
             below, wide = below * down, wide * up
         hops = np.stack([*upward, *reversed(downward)], axis=1)
-        return Routes.of(nodes, hops, names, capacity, _latency(hops, self.latency, self.hop))
+        return Routes.from_hops(nodes, hops, names, capacity, _latency(hops, self.latency, self.hop))
 
 
 @dataclass(frozen=True)
@@ -144,7 +144,7 @@ class Dragonfly:
         names += [f"group {g} to {h} link {m}" for g in every[0] for h in every[0] for m in every[2]]
         rates = by_level("rate", self.rate, 3)
         capacity = [rate for rate, count in zip(rates, self._counts) for _ in range(count)]
-        return Routes.of(nodes, hops, names, capacity, _latency(hops, self.latency, self.hop))
+        return Routes.from_hops(nodes, hops, names, capacity, _latency(hops, self.latency, self.hop))
 
 
 @dataclass(frozen=True)
@@ -196,7 +196,7 @@ class Torus:
             for axis in range(axes):
                 names += [f"node {node} axis {axis} {way}" for way in ("up", "down")]
                 capacity += [rates[axis]] * 2
-        return Routes.of(nodes, hops, names, capacity, _latency(hops, self.latency, self.hop))
+        return Routes.from_hops(nodes, hops, names, capacity, _latency(hops, self.latency, self.hop))
 
 
 def _check(rate: tuple[float, ...], levels: int, latency: float, hop: float, links: int) -> None:

@@ -163,7 +163,7 @@ def meet(nodes: int, names: Sequence[str], way: Way, ways: int) -> Routes:
     hops = np.full((len(routes), max(map(len, routes))), -1, np.int64)
     for route, row in zip(routes, hops):
         row[: len(route)] = route
-    return Routes.of(nodes, hops, [" ".join(each) for each in numbers], capacity, latency)
+    return Routes.from_hops(nodes, hops, [" ".join(each) for each in numbers], capacity, latency)
 
 
 def _met(up: Sequence[Step], down: Sequence[Step]) -> tuple[Sequence[Step], Sequence[Step]] | None:

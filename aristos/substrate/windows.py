@@ -107,7 +107,7 @@ class EngineMemory:
         remote: Callable[[int], RmaWindow] | None = None,
     ) -> None:
         self.shape, self.group = shape, group
-        self.layout = PairLayout.of(shape)
+        self.layout = PairLayout.from_shape(shape)
         self.remote = group.nodes.remote(group.rank)
         for_local, for_remote, for_outboxes = window_bytes(shape, group.nodes, group.rank)
         self._local = (window or group.local_window)(for_local)

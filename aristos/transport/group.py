@@ -122,7 +122,7 @@ class Group:
         self.comm: Any = None
         self.node: Any = None
         self.rank, self.world = 0, 1
-        self.nodes = Nodes.of(1)
+        self.nodes = Nodes.split(1)
         self._processes: dict[int, Process] = {}  # the processes of this machine, by rank
         if comm is None:
             return

@@ -20,7 +20,7 @@ class Limits(NamedTuple):
     absent: float = 120.0 * OVERDUE
 
     @classmethod
-    def of(cls, timeout: float, absent: float | None = None) -> Limits:
+    def from_seconds(cls, timeout: float, absent: float | None = None) -> Limits:
         """Limits from the values of a user. absent: None for OVERDUE times the timeout."""
         return cls(timeout, OVERDUE * timeout if absent is None else absent)
 

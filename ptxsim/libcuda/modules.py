@@ -49,7 +49,7 @@ def load(now: State, image: int) -> Module:
     taken = {one.copy for one in now.objects.values() if isinstance(one, Module) and one.text == text}
     copy = next(number for number in itertools.count() if number not in taken)
     divided = parts(text)
-    program = read(now, divided.of("") if divided else text, copy)
+    program = read(now, divided.text_for("") if divided else text, copy)
     return Module(program, text, copy, parts=divided)
 
 
@@ -75,7 +75,7 @@ def part(now: State, module: Module, kernel: str) -> Module:
     if module.parts is None or kernel not in module.parts.kernels:
         return module
     if kernel not in module.read:
-        text = module.parts.of(kernel)
+        text = module.parts.text_for(kernel)
         module.read[kernel] = Module(read(now, text, module.copy), text, module.copy, module.handle)
     return module.read[kernel]
 

@@ -23,7 +23,7 @@ class Parts:
     kernels: dict[str, tuple[int, int]]
     users: dict[str, str]
 
-    def of(self, kernel: str) -> str:
+    def text_for(self, kernel: str) -> str:
         """The text of the module with one kernel; '': with none."""
         made, at = [], 0
         for name, (start, end) in self.kernels.items():
@@ -46,7 +46,7 @@ def parts(text: str) -> Parts | None:
     if len(kernels) < 2:
         return None
     found = Parts(text, kernels, {})
-    rest = found.of("")
+    rest = found.text_for("")
     variables = VARIABLE.findall(rest)
     if any(used(rest, name) > 1 for name in variables):
         return None  # functions or other variables use one

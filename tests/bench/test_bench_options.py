@@ -59,7 +59,7 @@ def test_levels_are_those_of_the_measured_layer():
         (["--levels", "2"], 2, 1, "silu gated"),
     ):
         world = World()
-        world.nodes = Nodes.of(2, per_node)
+        world.nodes = Nodes.split(2, per_node)
         shape = Context(world, command_line.parse(words), 1.0).shape()
         assert shape.cfg.levels == levels
         assert str(shape).endswith(text)

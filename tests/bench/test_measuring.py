@@ -24,7 +24,7 @@ pytestmark = pytest.mark.parallel
 
 
 def test_a_summary_is_of_the_slowest_rank():
-    summary = Statistics.of(np.array([[1.0, 5.0, 1.0], [2.0, 3.0, 9.0]]))
+    summary = Statistics.from_times(np.array([[1.0, 5.0, 1.0], [2.0, 3.0, 9.0]]))
     assert (summary.median, summary.fastest, summary.iterations) == (5.0, 2.0, 3)
 
 

@@ -112,11 +112,11 @@ def test_options_choose_the_layers(monkeypatch):
 def test_too_many_ranks_or_nodes_are_refused():
     from aristos.bench.delay.network import check_ranks
 
-    check_ranks(Nodes.of(129))
+    check_ranks(Nodes.split(129))
     with pytest.raises(InputError, match="at most 129 ranks, got 130"):
-        check_ranks(Nodes.of(130))
+        check_ranks(Nodes.split(130))
     with pytest.raises(InputError, match="one node, got 2 nodes"):
-        check_ranks(Nodes.of(4, 2))
+        check_ranks(Nodes.split(4, 2))
 
 
 def test_ranks_of_several_machines_are_refused():
@@ -126,7 +126,7 @@ def test_ranks_of_several_machines_are_refused():
         overlap.compile_delayed(world)
 
 
-@pytest.mark.parametrize(("nodes", "levels"), [(Nodes.of(4), 1), (Nodes.of(4, 2), 2)])
+@pytest.mark.parametrize(("nodes", "levels"), [(Nodes.split(4), 1), (Nodes.split(4, 2), 2)])
 def test_layers_have_two_levels_only_between_nodes(nodes, levels):
     asked = context(levels=2)
     asked.world.nodes = nodes

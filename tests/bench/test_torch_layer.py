@@ -71,9 +71,9 @@ def test_a_score_or_activation_that_the_chain_lacks_is_refused(torch):
     """Otherwise the chain would compute another score or activation, and its outputs would be wrong."""
     cfg = MoEConfig(**SHAPE, router=Router("sparsemixer"))
     weights = reference.weights(cfg, 0)
-    with pytest.raises(EnvironmentProblem, match="computes the scores softmax, sigmoid, .*, got 'sparsemixer'"):
+    with pytest.raises(EnvironmentProblem, match=r"computes the scores softmax, sigmoid, .*, got 'sparsemixer'"):
         torch_layer.Part(torch, cfg, weights.pop("router"), weights, torch.device("cpu"), unfused)
-    with pytest.raises(EnvironmentProblem, match="computes the activations relu, .*, got 'mish'"):
+    with pytest.raises(EnvironmentProblem, match=r"computes the activations relu, .*, got 'mish'"):
         torch_layer.activation(torch, SimpleNamespace(activation="mish"))
 
 

@@ -271,7 +271,7 @@ def test_only_windows_are_counted_as_shared_memory():
         cfg = models.shape(models.DEFAULT, nodes * per_node).cfg
         world = nodes * per_node
         layout = shape_of(world, Placement(None, cfg.experts, world), **widths(cfg))
-        rank = rank_bytes(layout, Nodes.of(world, per_node), world - 1)
+        rank = rank_bytes(layout, Nodes.split(world, per_node), world - 1)
         stride = 4 * cfg.hidden
         remote = (nodes - 1) * per_node
         ring = max(64, (64 << 20) // (max(1, nodes * per_node - 1) * stride))  # rows of a ring
@@ -296,7 +296,7 @@ def test_mpi_takes_both_windows_from_shared_memory(comm):
     """Windows between nodes lie in shared memory too, if ranks share a machine. Therefore `need` counts them."""
     cfg = aristos.MoEConfig(hidden=512, ffn=8, experts=4, top_k=2, max_tokens=256)
     layout = shape_of(4, Placement(None, 4, 4), **widths(cfg))
-    local, remote, _ = window_bytes(layout, Nodes.of(4, 2), comm.rank)
+    local, remote, _ = window_bytes(layout, Nodes.split(4, 2), comm.rank)
     before = shared_bytes()
     with aristos.MoE(cfg, comm, threads=1, ranks_per_node=2):
         grown = shared_bytes() - before

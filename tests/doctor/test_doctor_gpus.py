@@ -111,7 +111,7 @@ def ranks_see(*visible, **fields):
 
 def test_peers_may_not_be_hidden_by_the_system():
     """GPUs are compared by UUID. A GPU that only CUDA_VISIBLE_DEVICES hides can still be opened."""
-    two = Nodes.of(2)
+    two = Nodes.split(2)
     assert gpus.peers([RankGpus(None)] * 2, two).text == "not needed: there is no GPU"
     assert "(2 ordered pairs)" in gpus.peers(ranks_see((0, 1), (0, 1)), two).text
     assert gpus.peers(ranks_see((0, 1), (1, 0)), two).state == "ok"
@@ -121,7 +121,7 @@ def test_peers_may_not_be_hidden_by_the_system():
     assert got.state == "warn"
     assert f"the GPU of rank 1 ({UUIDS[1]}) is hidden from rank 0 by the system: CUDA IPC" in got.text
     assert "--gpu-bind=none" in got.remedy
-    assert gpus.peers(ranks_see((0,), (1,)), Nodes.of(2, 1)).state == "ok", "on two nodes"
+    assert gpus.peers(ranks_see((0,), (1,)), Nodes.split(2, 1)).state == "ok", "on two nodes"
     got = gpus.peers(ranks_see((0, 1), ()), two)
     assert got.text == "no GPU is visible to rank 1, but other ranks see one"
     apart = [replace(each, space=f"pid:[{rank}]") for rank, each in enumerate(ranks_see((0, 1), (0, 1)))]
@@ -131,7 +131,7 @@ def test_peers_may_not_be_hidden_by_the_system():
 
 
 def test_shared_gpus_need_mps():
-    two = Nodes.of(2)
+    two = Nodes.split(2)
     assert gpus.sharing([RankGpus(None)] * 2, two).state == "ok"
     assert gpus.sharing(ranks_see((0, 1), (0, 1)), two).text == "each rank has a GPU of its own"
     got = gpus.sharing(ranks_see((0,), (0,)), two)
@@ -144,8 +144,8 @@ def test_shared_gpus_need_mps():
     assert "CUDA_MPS_PIPE_DIRECTORY" in got.remedy
     got = gpus.sharing(ranks_see((0,), pipes="/a") + ranks_see((0,), pipes="/b"), two)
     assert "ranks 0-1 ask different MPS daemons" in got.text
-    assert gpus.sharing(ranks_see((0,), (), ()), Nodes.of(3)).state == "ok", "ranks without a GPU share none"
-    assert "ranks 0, 2 share" in gpus.sharing(ranks_see((0, 1), (0, 1), (0, 1)), Nodes.of(3)).text
+    assert gpus.sharing(ranks_see((0,), (), ()), Nodes.split(3)).state == "ok", "ranks without a GPU share none"
+    assert "ranks 0, 2 share" in gpus.sharing(ranks_see((0, 1), (0, 1), (0, 1)), Nodes.split(3)).text
 
 
 def unreadable(*_, **__):
@@ -164,7 +164,7 @@ def test_gpus_that_cannot_be_read_are_one_finding_of_the_node(monkeypatch):
 class TwoRanks:
     """Two ranks of one node with equal facts."""
 
-    rank, size, comm, nodes = 0, 2, object(), Nodes.of(2)
+    rank, size, comm, nodes = 0, 2, object(), Nodes.split(2)
 
     def allgather(self, value, what):
         return [value] * 2
@@ -188,8 +188,8 @@ def test_ranks_that_cannot_read_their_gpus_are_named_and_other_checks_go_on(monk
 
 def test_ranks_are_compared_if_all_could_read_their_gpus():
     seen_by = ranks_see((0, 1), (0, 1))
-    assert [each.name for each in gpus.together(seen_by, Nodes.of(2))] == ["GPU peers", "GPU sharing"]
-    (got,) = gpus.together([seen_by[0], fail("GPU facts", "why", "what to do")], Nodes.of(2))
+    assert [each.name for each in gpus.together(seen_by, Nodes.split(2))] == ["GPU peers", "GPU sharing"]
+    (got,) = gpus.together([seen_by[0], fail("GPU facts", "why", "what to do")], Nodes.split(2))
     assert got == fail("GPU facts", "rank 1: why", "what to do")
 
 

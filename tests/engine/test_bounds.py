@@ -64,7 +64,7 @@ def call():
     for p in range(2):
         st[words.stream_first(job, p)], st[words.stream_end(job, p)] = p, p + 1
     st[words.region_to(job, 1)] = st[words.out_ring(job, 1)] = outbox.ctypes.data
-    assert PairLayout.of(shape).nbytes <= window.nbytes
+    assert PairLayout.from_shape(shape).nbytes <= window.nbytes
     for table, value in (
         (words.sent_rows, SENT + 3),
         (words.read_rows, SENT),

@@ -74,10 +74,10 @@ def clusters(draw: st.DrawFn, most_ranks: int = 8, least_ranks: int = 1) -> tupl
 
 
 def test_nodes():
-    assert Nodes.of(5).node_of == (0,) * 5
-    assert Nodes.of(5, 2).node_of == (0, 0, 1, 1, 2)
-    assert Nodes.of(3, 7).single
-    assert not Nodes.of(3, 1).single
+    assert Nodes.split(5).node_of == (0,) * 5
+    assert Nodes.split(5, 2).node_of == (0, 0, 1, 1, 2)
+    assert Nodes.split(3, 7).single
+    assert not Nodes.split(3, 1).single
     mixed = Nodes((4, 9, 4))
     assert (mixed.local(0), mixed.remote(0), mixed.local(1), mixed.remote(1)) == ([2], [1], [], [0, 2])
 
@@ -85,7 +85,7 @@ def test_nodes():
 @given(shapes())
 def test_parts_of_a_region_follow_each_other(shape):
     """The order is as documented, and each part starts a cache line. Parts of streams are last."""
-    w = PairLayout.of(shape)
+    w = PairLayout.from_shape(shape)
     starts = [w.return_records, w.announce, w.announce + w.announce_step, w.records, w.index, w.links, w.ring, w.staged]
     assert starts == sorted(starts)
     assert all(at % LINE == 0 for at in [*starts, w.nbytes, w.staged_bytes])
@@ -103,7 +103,7 @@ def test_parts_of_a_region_follow_each_other(shape):
 def test_return_rows_and_regions_fill_the_windows(cluster):
     """Nothing overlaps, and no byte is left over. A window without peers has only return rows."""
     shape, nodes = cluster
-    w = PairLayout.of(shape)
+    w = PairLayout.from_shape(shape)
     for rank in range(shape.world):
         local, remote = nodes.local(rank), nodes.remote(rank)
         assert sorted([rank, *local, *remote]) == list(range(shape.world))
@@ -151,7 +151,7 @@ class Addresses:
         self.tables = StateLayout(shape, 1, 8)
         self.job = np.zeros(words.JOB_WORDS + shape.world + 1, np.int64)
         self.st = np.zeros(self.tables.words, np.int64)
-        PairLayout.of(shape).fill(self.job)
+        PairLayout.from_shape(shape).fill(self.job)
         self.tables.fill(self.job)
         self.job[words.RANK], self.job[words.WORLD], self.job[words.REMOTE] = me, shape.world, len(nodes.remote(me))
         for name in ("stride", "ring_rows", "ring_records"):
@@ -423,7 +423,7 @@ def windows(
 ) -> int:
     """The bytes of windows and outboxes in `MoE.memory`. The rest are packed weights."""
     shape = shape_of(world, Placement(placement, cfg.experts, world), **widths(cfg))
-    return rank_bytes(shape, Nodes.of(world, ranks_per_node), world - 1)
+    return rank_bytes(shape, Nodes.split(world, ranks_per_node), world - 1)
 
 
 BIG = aristos.MoEConfig(hidden=1024, ffn=4096, experts=8, top_k=2, max_tokens=4096)
@@ -458,7 +458,7 @@ def test_the_windows_of_the_page_on_two_levels():
     cfg = aristos.MoEConfig(hidden=7168, ffn=2048, experts=256, top_k=8, max_tokens=4096, dtype="bfloat16")
     for world, most in ((16, 0.65), (64, 0.65), (256, 0.70), (1024, 1.00)):
         cells = []
-        for nodes in (Nodes.of(world, 8), Nodes.of(world, 8).with_streams()):
+        for nodes in (Nodes.split(world, 8), Nodes.split(world, 8).with_streams()):
             shape = shape_of(world, Placement(None, 256, world), nodes=nodes, **widths(cfg))
             needed = rank_bytes(shape, nodes) / 2**30
             cells.append(f"{needed:.2f} GiB, rings of {shape.ring_rows:,} rows")
@@ -513,7 +513,7 @@ def checked_sizes(comm: Any, ranks_per_node: int | None) -> None:
     world = comm.size
     cfg = aristos.MoEConfig(hidden=40, ffn=72, experts=5, top_k=2, max_tokens=60)
     w = reference.weights(cfg)
-    nodes = Nodes.of(world, ranks_per_node)
+    nodes = Nodes.split(world, ranks_per_node)
     for placement in (None, [world - 1] * 5):
         options: dict[str, Any] = {"placement": placement, "ranks_per_node": ranks_per_node}
 

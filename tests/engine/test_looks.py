@@ -45,7 +45,7 @@ class Reader:
         world = len(nodes.node_of)
         shape = EngineShape(world, 4, 64, 4, 1, places=int(nodes.levels == 2), local_peers=local_peers(nodes))
         tables = StateLayout(shape, 1, 4)
-        self.nodes, self.rank, self.regions = nodes, rank, Regions.of(shape, nodes)
+        self.nodes, self.rank, self.regions = nodes, rank, Regions.from_shape(shape, nodes)
         self.job, self.st = np.zeros(jobs.size(world, world), np.int64), np.zeros(tables.words, np.int64)
         jobs.fill_layout(self.job, shape, tables)
         jobs.update(self.job, rank=rank, world=world, **readers(nodes, rank))
@@ -106,7 +106,7 @@ class Reader:
 
 
 def even(count: int, size: int, levels: int = 2) -> Nodes:
-    return Nodes(Nodes.of(count * size, size).node_of, levels)
+    return Nodes(Nodes.split(count * size, size).node_of, levels)
 
 
 @pytest.mark.parametrize(("count", "size"), NODES)
@@ -149,7 +149,7 @@ def test_the_limit_holds_for_any_number_of_nodes_of_up_to_8_ranks():
                 assert words_read(even(count, size), 0) == most
 
 
-@pytest.mark.parametrize("node_of", [*UNEVEN, Nodes.of(8, 2).node_of])
+@pytest.mark.parametrize("node_of", [*UNEVEN, Nodes.split(8, 2).node_of])
 def test_looks_read_all_words_in_turn(monkeypatch, node_of):
     """After as many looks as there are remote peers, each coded word was read once, whether bells ring or not."""
     nodes = Nodes(node_of, 2)
@@ -172,7 +172,7 @@ def test_looks_read_all_words_in_turn(monkeypatch, node_of):
         assert set(total) == wanted
 
 
-@pytest.mark.parametrize("node_of", [*UNEVEN, Nodes.of(8, 2).node_of])
+@pytest.mark.parametrize("node_of", [*UNEVEN, Nodes.split(8, 2).node_of])
 def test_a_bell_rings_until_its_words_have_landed(monkeypatch, node_of):
     """A bell that lands first is not forgotten, and no other peer's words are read for it."""
     monkeypatch.setattr(outbox, "TURN_RANKS", 0)

@@ -475,7 +475,7 @@ def test_a_started_call_whose_handle_is_dropped(comm, world):
 def test_windows_that_do_not_fit(comm, monkeypatch, ranks_per_node):
     """One rank sees too small a /dev/shm. All ranks raise before anything is allocated, and the next layer works."""
     shape = shape_of(2, Placement(None, CFG.experts, 2), **widths(CFG))
-    need = rank_bytes(shape, Nodes.of(2, ranks_per_node), 1)
+    need = rank_bytes(shape, Nodes.split(2, ranks_per_node), 1)
     if comm.rank == 1:
         monkeypatch.setattr("aristos.transport.capacity.free_shared_memory", lambda: need)  # room for one of two ranks
     with pytest.raises(

@@ -39,7 +39,7 @@ def crossings(ranks: np.ndarray, ids: np.ndarray, nodes: Nodes, me: int) -> int:
 
 def checked_layers(comm: Any, per_node: int, kinds: list[str], placement: list[int] | None = None) -> None:
     """Calls with both levels: equal bits, and as many rows between nodes as there are (token, node) pairs."""
-    nodes = Nodes.of(comm.size, per_node)
+    nodes = Nodes.split(comm.size, per_node)
     for name in kinds:
         cfg, w = KINDS[name], reference.weights(KINDS[name])
         calls = []
@@ -232,7 +232,7 @@ def checked_sums(comm: Any, per_node: int, dtype: str = "float32", ring: int | N
     ring: rows of a stream; few, so that a call needs several rounds.
     """
     cfg = replace(CFG, levels=2, combine="sums", dtype=dtype)
-    w, nodes, part = reference.weights(cfg), Nodes.of(comm.size, per_node), comm.Dup()
+    w, nodes, part = reference.weights(cfg), Nodes.split(comm.size, per_node), comm.Dup()
     with rings_of(ring, 5), MoE(cfg, part, ranks_per_node=per_node, threads=1 + comm.rank % 2) as moe:
         moe.load(**w)
         for n, skew in enumerate(SKEWS):
@@ -258,7 +258,7 @@ def test_each_token_comes_back_once_from_a_node(comm):
 
     In large rings a bundle holds all pairs for a node. So both calls have the same bundles and records.
     """
-    x, nodes, found = tokens(CFG, 48, seed=comm.rank), Nodes.of(comm.size, 2), []
+    x, nodes, found = tokens(CFG, 48, seed=comm.rank), Nodes.split(comm.size, 2), []
     call = routing(CFG, len(x), "zipf", seed=comm.rank)
     for combine in ("rows", "sums"):
         part = comm.Dup()
@@ -387,7 +387,7 @@ def test_the_table_of_the_page():
         assert [float(figure) for figure in figures] == [pytest.approx(value, abs=0.051) for value in right]
         drawn = np.random.default_rng(0).random((4000, experts)).argsort(axis=1)[:, :k]
         ranks = np.arange(experts) // (experts // nodes)
-        assert crossings(ranks, drawn, Nodes.of(nodes, 1), 0) == pytest.approx(4000 * two, rel=0.03)
+        assert crossings(ranks, drawn, Nodes.split(nodes, 1), 0) == pytest.approx(4000 * two, rel=0.03)
 
 
 @pytest.mark.parametrize("node_of", [(0, 0, 0, 1, 1), (0, 1, 1, 1, 1, 2, 2), (0, 1, 2), (3, 3, 0, 0, 0, 1)])

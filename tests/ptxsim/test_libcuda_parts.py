@@ -26,14 +26,14 @@ def test_kernels_with_much_shared_memory_are_read_in_parts():
     assert found is not None
     assert list(found.kernels) == ["first", "second"]
     assert found.users == {"table": "second", "other": ""}
-    first = found.of("first")
+    first = found.text_for("first")
     assert "first_s[" in first
     assert "other[8]" in first
     assert "second" not in first
-    assert "{" not in found.of("")
-    assert "table[8]" in found.of("")
+    assert "{" not in found.text_for("")
+    assert "table[8]" in found.text_for("")
     for name in ("first", "second", ""):
-        made = lower(parse(found.of(name)))
+        made = lower(parse(found.text_for(name)))
         assert [one for one, info in made.functions.items() if info.entry] == [name][: bool(name)]
     assert parts.parts(HEAD + kernel("first") + kernel("second", size=8)) is None, "there is no need"
 

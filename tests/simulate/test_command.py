@@ -91,7 +91,7 @@ def test_more_ranks_than_memory_holds_are_refused():
     cfg = MoEConfig(8192, 8192, 256, 8, max_tokens=1 << 20)
     layer = Layer(cfg, Placement(None, 256, 512), [np.zeros((1, 8), int)] * 512)
     with pytest.raises(InputError, match=r"a simulation of 512 ranks needs .* GiB here, and .* GiB are free"):
-        Simulation(layer, Nodes.of(512, 8), Machine())
+        Simulation(layer, Nodes.split(512, 8), Machine())
 
 
 def test_a_job_that_does_not_fit_the_network_is_refused(tmp_path, capsys):

@@ -67,7 +67,7 @@ def test_counts_are_those_of_real_ranks(comm, world, moves):
     every, puts = comm.gather(real[-1]), np.sum(comm.allgather(puts), axis=0)
     if comm.rank == 0:
         layer = Layer(cfg, Placement(None, cfg.experts, world), ids, moves)
-        sim = Simulation(layer, Nodes.of(world, RANKS_PER_NODE), Machine())
+        sim = Simulation(layer, Nodes.split(world, RANKS_PER_NODE), Machine())
         sim.run()
         assert [counts(rank.state, sim.tables.starts, world) for rank in sim.ranks] == every
         simulated = sum(remote_puts(rank.state, sim.tables.starts) for rank in sim.ranks)

@@ -30,9 +30,9 @@ def simulated(network):
     rng = np.random.default_rng(0)
     ids = [np.argsort(rng.random((48, 32)), axis=1)[:, :4].astype(np.int64) for _ in range(WORLD)]
     cfg = MoEConfig(256, 256, 32, 4, max_tokens=48, dtype="bfloat16")
-    sim = Simulation(Layer(cfg, Placement(None, 32, WORLD), ids), Nodes.of(WORLD, EACH), Machine(links=network))
+    sim = Simulation(Layer(cfg, Placement(None, 32, WORLD), ids), Nodes.split(WORLD, EACH), Machine(links=network))
     sim.run()
-    return sim, Outcome.of(sim)
+    return sim, Outcome.from_simulation(sim)
 
 
 @pytest.mark.parametrize("network", NETWORKS)
@@ -65,4 +65,4 @@ def test_the_same_rows_move_on_every_network():
 def test_a_larger_job_than_the_network_is_refused():
     layer = Layer(MoEConfig(8, 8, 16, 2, max_tokens=4), Placement(None, 16, 8), [np.zeros((1, 2), int)] * 8)
     with pytest.raises(InputError, match="the torus has 4 nodes, and 8 are asked for"):
-        Simulation(layer, Nodes.of(8, 1), Machine(links=Torus((4,), (1.0,))))
+        Simulation(layer, Nodes.split(8, 1), Machine(links=Torus((4,), (1.0,))))

@@ -37,9 +37,9 @@ def layer(world, tokens, seed=0, uneven=False):
 def simulated(of, ranks_per_node, machine=None, **options):
     """A simulation of a layer that has run, and its outcome."""
     world = len(of.ids)
-    sim = Simulation(of, Nodes.of(world, ranks_per_node), machine or Machine(), **options)
+    sim = Simulation(of, Nodes.split(world, ranks_per_node), machine or Machine(), **options)
     sim.run()
-    return sim, Outcome.of(sim)
+    return sim, Outcome.from_simulation(sim)
 
 
 def rows_to(of):
@@ -164,7 +164,7 @@ def landed(job, st, p, first, end):
 
 def test_idle_looks_read_bells():
     """With two levels ranks have bells. At the end each is the digest of the words that have landed with it."""
-    of, nodes, calls = layer(6, 64, uneven=True), Nodes.of(6, 2).with_streams(), []
+    of, nodes, calls = layer(6, 64, uneven=True), Nodes.split(6, 2).with_streams(), []
     for has_bells in (True, False):
         sim = Simulation(of, nodes, Machine(), calls=20)
         for rank in sim.ranks:
@@ -188,7 +188,7 @@ def test_idle_looks_read_bells():
 def test_an_actor_parks_only_if_all_words_are_read():
     """A bell may be silent by mistake, and a later one may be under way. Then the next polls may find the words."""
     for levels in (1, 2):
-        nodes = Nodes.of(6, 2).with_streams() if levels == 2 else Nodes.of(6, 2)
+        nodes = Nodes.split(6, 2).with_streams() if levels == 2 else Nodes.split(6, 2)
         sim = Simulation(layer(6, 8), nodes, Machine())
         sim._fill()
         own, record = sim.ranks[3], sim._actors[3].ctypes.data
@@ -203,10 +203,10 @@ def test_an_actor_parks_only_if_all_words_are_read():
 
 @pytest.mark.parametrize(("world", "ranks_per_node", "workers"), [(6, 3, 1), (6, 2, 2), (5, 2, 1), (3, 1, 1)])
 def test_bulk_rows_with_two_levels_go_by_their_carriers(world, ranks_per_node, workers):
-    of, nodes = layer(world, 48, uneven=True), Nodes.of(world, ranks_per_node).with_streams()
+    of, nodes = layer(world, 48, uneven=True), Nodes.split(world, ranks_per_node).with_streams()
     sim = Simulation(of, nodes, Machine(), schedule="bulk", calls=3, workers=workers)
     sim.run()
-    found, rows = Outcome.of(sim), rows_to(of)
+    found, rows = Outcome.from_simulation(sim), rows_to(of)
     assert (found.rows == rows).all()
     carried = np.zeros((2, world, world), np.int64)  # rows out and back that a carrier sends to a rank of another node
     for source in range(world):
@@ -225,7 +225,7 @@ def test_bulk_rows_with_two_levels_go_by_their_carriers(world, ranks_per_node, w
 
 
 def test_rows_for_another_node_wait_for_their_carrier():
-    of, nodes = layer(4, 96), Nodes.of(4, 2).with_streams()
+    of, nodes = layer(4, 96), Nodes.split(4, 2).with_streams()
     usual, late = (
         Simulation(of, nodes, Machine(Costs(local=local), links=Links(latency=1.0)), schedule="bulk")
         for local in (100.0, 2e6)
@@ -234,7 +234,9 @@ def test_rows_for_another_node_wait_for_their_carrier():
         sim.run()
     # 5 exchanges of a call are within a node and in sequence: the counts of the call; counts and rows on the way out;
     # counts and rows on the way back. Each takes 2 ms longer
-    assert Outcome.of(late).calls[-1] - Outcome.of(usual).calls[-1] == pytest.approx(5 * 2, rel=0.05)
+    assert Outcome.from_simulation(late).calls[-1] - Outcome.from_simulation(usual).calls[-1] == pytest.approx(
+        5 * 2, rel=0.05
+    )
 
 
 def test_overlap_hides_a_slow_link_that_bulk_waits_for():
@@ -273,6 +275,6 @@ class OneCalls(Simulation):
 
 
 def test_a_simulation_that_cannot_go_on_ends():
-    sim = OneCalls(layer(2, 8), Nodes.of(2, 2), Machine())
+    sim = OneCalls(layer(2, 8), Nodes.split(2, 2), Machine())
     with pytest.raises(SimulationEnded, match=r"no rank can go on at .* ms of virtual time; work is left on rank 0"):
         sim.run()

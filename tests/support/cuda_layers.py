@@ -82,7 +82,7 @@ class Layers:
         self.ranks = [self.make_rank(me) for me in range(world)]
 
     def _places(self) -> None:
-        self.nodes = Nodes.of(len(self.tokens))
+        self.nodes = Nodes.split(len(self.tokens))
 
     def make_rank(self, me: int) -> Rank:
         return Rank(self, me)

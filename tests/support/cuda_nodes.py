@@ -161,7 +161,7 @@ class NodeRank(Rank):
         group: Any = SimpleNamespace(
             rank=me, nodes=layers.nodes, world=len(layers.tokens), remote_window=lambda nbytes: remote
         )
-        layout = PairLayout.of(layers.shape)
+        layout = PairLayout.from_shape(layers.shape)
         for number in range(len(layers.nodes.remote(me))):
             first = self.base + lines(layers.shape.returns) + layout.nbytes * number
             layers.host.coded.append(range(first, first + CODED_BYTES))
@@ -246,7 +246,7 @@ class NodeLayers(Layers):
 
     def _places(self) -> None:
         world = len(self.tokens)
-        self.nodes = Nodes.of(world, self.per_node)
+        self.nodes = Nodes.split(world, self.per_node)
         self.host = Host(self.machine, self.seed)
 
     def make_rank(self, me: int) -> Rank:

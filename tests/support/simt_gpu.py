@@ -322,7 +322,7 @@ def as_threads(
     with ExitStack() as stack:
         for target, value in (
             ("aristos.substrate.cuda.runtime.LOCAL_RANK", ()),
-            ("aristos.host.nodes.Nodes.shared", lambda comm, ranks=None: (Nodes.of(comm.size, ranks), comm)),
+            ("aristos.host.nodes.Nodes.shared", lambda comm, ranks=None: (Nodes.split(comm.size, ranks), comm)),
             ("aristos.transport.ipc.check_one_node", lambda comm, transport: None),
             ("aristos.layer.collective.check_comm", lambda comm: None),
             ("aristos.layer.grouped.check_comm", lambda comm: None),

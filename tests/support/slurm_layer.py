@@ -80,7 +80,7 @@ def main() -> int:
             return 0
         mine = hashes(moe, asked.parts)
     every = comm.allgather(mine) if comm is not None else [mine]
-    nodes = Nodes.shared(comm, asked.ranks_per_node)[0] if comm is not None else Nodes.of(1)
+    nodes = Nodes.shared(comm, asked.ranks_per_node)[0] if comm is not None else Nodes.split(1)
     if moe.rank == 0:
         parts = sorted(part for rank in every for part in rank)
         whole = hashlib.sha256("".join(h for _, h in parts).encode()).hexdigest()

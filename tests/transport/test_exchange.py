@@ -19,7 +19,7 @@ def test_a_rank_alone_has_its_own_words():
 
 @pytest.mark.ranks(3)
 def test_every_rank_gets_the_words_of_all_however_late_one_is(comm):
-    group = Group(comm, Limits.of(PATIENCE))
+    group = Group(comm, Limits.from_seconds(PATIENCE))
     for turn in range(3):
         if turn == group.rank:
             time.sleep(0.05)
@@ -30,7 +30,7 @@ def test_every_rank_gets_the_words_of_all_however_late_one_is(comm):
 @pytest.mark.ranks(2)
 def test_ranks_that_wait_for_different_things(comm):
     """MPI would let both pass, because its barrier and its allgather send the same messages."""
-    group = Group(comm, Limits.of(PATIENCE))
+    group = Group(comm, Limits.from_seconds(PATIENCE))
     ways = [lambda: group.exchange(np.array([7]), "the number of calls"), lambda: group.meet("the end")]
     for mine in (group.rank, 1 - group.rank):
         with pytest.raises(MismatchError) as caught:
@@ -43,7 +43,7 @@ def test_ranks_that_wait_for_different_things(comm):
 
 @pytest.mark.ranks(2, isolated=True)
 def test_a_rank_that_fails_ends_the_wait_of_the_others(comm):
-    group = Group(comm, Limits.of(PATIENCE))
+    group = Group(comm, Limits.from_seconds(PATIENCE))
     if group.rank == 1:
         group.fail(ValueError("no words"))
     else:

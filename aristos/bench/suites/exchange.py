@@ -188,7 +188,7 @@ def _result(ctx: Context, done: list[Measured]) -> Result:
         record: dict[str, Any] = {"pattern": pattern, "size_bytes": size, "size_text": bytes_text(size)}
         medians = {}
         for method, t in times.items():
-            summary = Statistics.of(t)
+            summary = Statistics.from_times(t)
             medians[method] = summary.median
             algbw = size / summary.median / 1e9
             name = method.lower().replace("-", "_")

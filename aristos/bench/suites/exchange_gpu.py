@@ -206,7 +206,7 @@ def run(ctx: Context, gpu: BenchGpu) -> Result:
 def _record(moves: Moves, times: dict[str, np.ndarray]) -> dict[str, Any]:
     slowest = {name: t.max(axis=0) for name, t in times.items()}
     most = float((moves.nbytes.sum(axis=1)).max())
-    ours = Statistics.of(slowest[GRAPH])
+    ours = Statistics.from_times(slowest[GRAPH])
     record: dict[str, Any] = {
         "mb": most / 1e6,
         **ours.values_in("us"),
@@ -214,12 +214,12 @@ def _record(moves: Moves, times: dict[str, np.ndarray]) -> dict[str, Any]:
         "turns": len(slowest[GRAPH]),
     }
     if COPY in slowest:
-        copy = Statistics.of(slowest[COPY]).median
+        copy = Statistics.from_times(slowest[COPY]).median
         record |= {"copy_us": copy * 1e6, "copy_gbs": 2 * most / copy / 1e9}
         record |= ratio_values("share", slowest[GRAPH], slowest[COPY])
     for name, us, speedup in ((STAGED, "mpi_us", "speedup"), (NCCL, "nccl_us", "nccl_speedup")):
         if name in slowest:
-            record[us] = Statistics.of(slowest[name]).median * 1e6
+            record[us] = Statistics.from_times(slowest[name]).median * 1e6
             record[speedup], *_ = ratios(slowest[GRAPH], slowest[name])
     return record
 

@@ -176,7 +176,7 @@ def _result(ctx: Context, work: Workload, experts: Experts, found: Measured) -> 
     peak, bandwidth = float(found.peak.mean()), float(found.bandwidth.mean())
     itemsize = experts.rows(0).itemsize
     for m, error, t in zip(ROWS, found.errors, found.times):
-        median = {name: Statistics.of(values).median for name, values in t.items()}
+        median = {name: Statistics.from_times(values).median for name, values in t.items()}
         flops = m * work.flops_per_row
         intensity.append(flops / (experts.nbytes + 2 * itemsize * m * work.cfg.hidden))
         roof = min(peak, intensity[-1] * bandwidth / 1e9)

@@ -141,7 +141,7 @@ def run(ctx: Context, gpu: BenchGpu) -> Result:
         errors = {name: ctx.world.largest(work.error(call, rows)) for name, call in calls.items()}
         found = gpu.in_turns(calls, ctx.left() / (len(ROWS) - i), ctx.options.warmup, ctx.options.iters)
         times.append(found)
-        median = {name: Statistics.of(t).median for name, t in found.items()}
+        median = {name: Statistics.from_times(t).median for name, t in found.items()}
         record = {
             "rows": rows,
             "tile": tile.name,

@@ -257,9 +257,9 @@ def over_even(times: np.ndarray, even: np.ndarray, rows: int, even_rows: int) ->
 def _records(work: Workload, m: PatternTimes, even: PatternTimes, workers: int) -> list[dict[str, Any]]:
     """The records of a pattern. even: the pattern that it is compared with."""
     records = []
-    bulk = next((Statistics.of(t).median for (schedule, _), t in m.times.items() if schedule == "bulk"), None)
+    bulk = next((Statistics.from_times(t).median for (schedule, _), t in m.times.items() if schedule == "bulk"), None)
     for way, t in m.times.items():
-        median = Statistics.of(t).median
+        median = Statistics.from_times(t).median
         records.append(
             {
                 "pattern": m.pattern,

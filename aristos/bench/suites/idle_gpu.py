@@ -120,7 +120,7 @@ def run(ctx: Context, gpu: BenchGpu) -> Result:
         call = work.call(count, "uniform" if pattern == "late rank" else pattern, i)
         player = GpuPlayer(Played(gpu, work, moe, call), pattern)
         if pattern == "late rank" and world.rank == world.size - 1:
-            player.late = LATE * Statistics.of(done[0].times).median
+            player.late = LATE * Statistics.from_times(done[0].times).median
         player.measure(ctx, ctx.left() / (len(patterns) - i))
         done.append(player)
     moe.close()
@@ -140,7 +140,7 @@ def _record(work: Workload, player: GpuPlayer) -> dict[str, Any]:
         "tokens": player.played.count,
         "busiest_over_mean": busiest_over_mean(rows),
         "blocks": player.blocks,
-        "median_us": Statistics.of(player.times).median * 1e6,
+        "median_us": Statistics.from_times(player.times).median * 1e6,
         "idle": float(np.median(share)),
         "idle_p95": float(np.quantile(share, 0.95)),
         **stragglers(player.times),

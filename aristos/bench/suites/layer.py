@@ -161,11 +161,11 @@ def _sentence(tokens: int, records: list[dict[str, Any]]) -> str:
 
 
 def _record(work: Workload, m: LayerTimes, schedule: str) -> dict[str, Any]:
-    summary = Statistics.of(m.times[schedule])
+    summary = Statistics.from_times(m.times[schedule])
     world = work.world.size
     rate = float(m.rows.sum()) * work.flops_per_row / world / summary.median / 1e9
     busiest = float(np.median(m.alone, axis=1).max())
-    bulk = Statistics.of(m.times["bulk"]).median if "bulk" in m.times else None
+    bulk = Statistics.from_times(m.times["bulk"]).median if "bulk" in m.times else None
     arithmetic = m.imbalance * float(m.rows.sum()) * work.flops_per_row / world / float(m.peak.mean()) / 1e9
     return {
         "tokens": m.tokens,

@@ -151,7 +151,7 @@ def _record(
     record = {"tokens": tokens, "what": name, **rivals.verdict(name)}
     if name in rivals.wrong:
         return record
-    summary, world = Statistics.of(times), work.world.size
+    summary, world = Statistics.from_times(times), work.world.size
     record |= {
         **summary.values_in("us"),
         "tokens_per_s": tokens * world / summary.median,

@@ -151,7 +151,7 @@ def run(ctx: Context, gpu: BenchGpu) -> Result:
 def _record(work: Workload, entry: Entry, planned: Entry) -> dict[str, Any]:
     cost, worst = entry.plan.cost, entry.plan.cost.slowest
     slowest = entry.times["stage"].max(axis=0)
-    measured, predicted = Statistics.of(slowest).median * 1e6, float(cost.pi_us[worst] + cost.comm_us[worst])
+    measured, predicted = Statistics.from_times(slowest).median * 1e6, float(cost.pi_us[worst] + cost.comm_us[worst])
     return {
         "plan": entry.name,
         "groups": entry.groups,

@@ -193,7 +193,7 @@ def named(step: int, schedule: str) -> str:
 
 def _records(work: Workload, phase: Phase, schedules: list[str]) -> list[dict[str, Any]]:
     flat = {s: t.reshape(len(t), -1) for s, t in zip(schedules, phase.times)}
-    summaries = {s: Statistics.of(t) for s, t in flat.items()}
+    summaries = {s: Statistics.from_times(t) for s, t in flat.items()}
     skew = [busiest_over_mean(rows) for rows in phase.rows]
     records = []
     for s, error, had in zip(schedules, phase.errors, phase.core):

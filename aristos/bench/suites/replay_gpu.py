@@ -186,7 +186,7 @@ def _records(work: Workload, phase: GpuPhase) -> list[dict[str, Any]]:
         records.append(record)
         if name in wrong:
             continue
-        summary = Statistics.of(times.reshape(-1))
+        summary = Statistics.from_times(times.reshape(-1))
         record |= {
             **summary.values_in("us"),
             "tokens_per_s": float(phase.tokens.sum() / np.median(whole[name])),

@@ -200,14 +200,14 @@ def rows_on(gpu: BenchGpu, values: np.ndarray, kind: str) -> GpuArray:
 
 def _record(found: Found, steps: str) -> dict[str, Any]:
     ours, theirs = found[OURS, steps], found.get((TORCH, steps))
-    summary = Statistics.of(ours)
+    summary = Statistics.from_times(ours)
     record: dict[str, Any] = {
         "what": steps,
         **summary.values_in("us"),
         "turns": len(ours),
     }
     if theirs is not None:
-        record["torch_us"] = Statistics.of(theirs).median * 1e6
+        record["torch_us"] = Statistics.from_times(theirs).median * 1e6
         record |= ratio_values("speedup", ours, theirs)
     return record
 

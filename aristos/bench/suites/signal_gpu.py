@@ -91,7 +91,7 @@ def run(ctx: Context, gpu: BenchGpu) -> Result:
             found = gpu.in_turns({"play": game.play}, share, ctx.options.warmup, ctx.options.iters)["play"] / ROUNDS
             found = gathered(world, found).max(axis=0)
             right = world.every(game.right())
-            summary, link = Statistics.of(found), "self" if pair is None else f"0-{pair.peer} {pair.link}"
+            summary, link = Statistics.from_times(found), "self" if pair is None else f"0-{pair.peer} {pair.link}"
             seen.setdefault("signal_cuda" if pair is None else f"signal_cuda_{pair.peer}", []).append(found)
             sheet.records.append(
                 {

@@ -147,7 +147,7 @@ def products(work: Workload) -> int:
 def _record(
     work: Workload, tokens: int, times: dict[str, np.ndarray], peak: float, rows: float, error: float
 ) -> dict[str, Any]:
-    median = {part: Statistics.of(each).median for part, each in times.items()}
+    median = {part: Statistics.from_times(each).median for part, each in times.items()}
     flops = 2.0 * work.cfg.hidden * work.cfg.ffn * products(work) * rows / work.world.size
     rate = flops / median[STEP] / 1e9
     return {

@@ -85,7 +85,7 @@ class Space:
 
     def __init__(self, shape: EngineShape, nodes: Nodes, tables: StateLayout, mapped: list[Mapped]) -> None:
         self.shape, self.nodes, self.mapped = shape, nodes, mapped
-        self.regions = Regions.of(shape, nodes)
+        self.regions = Regions.from_shape(shape, nodes)
         self._starts = sorted((start, name) for name, start in tables.starts.items())
 
     def numbers(self, ranks: np.ndarray, addresses: np.ndarray) -> np.ndarray:
