@@ -46,7 +46,7 @@ def locked(target: Path, seconds: float) -> Iterator[None]:
         except (NotImplementedError, OSError) as error:
             if isinstance(error, filelock.Timeout) or getattr(error, "errno", errno.ENOSYS) not in _NO_FLOCK:
                 raise
-            # The lock has another name, because the refused flock may leave its file.
+            # a new name, because the lock that was refused may leave its own lock file
             lock = filelock.SoftFileLock(f"{target}.softlock")
             lock.acquire(timeout=seconds)
     except filelock.Timeout:

@@ -1,4 +1,4 @@
-"""Memory for rows: the size of an element, and arrays that start on a cache line."""
+"""The sizes of a float32 and of a cache line, and arrays that start on a cache line."""
 
 from __future__ import annotations
 

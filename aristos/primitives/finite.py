@@ -1,7 +1,7 @@
 """Finds NaN, infinity and values that a narrower type cannot hold, in arrays of float32, bfloat16 and float16.
 
 The magnitudes of these numbers are ordered as their bits are, and NaN and infinity lie above all others. So two passes
-over integers are enough, without a copy: one finds the largest positive number, the other the largest negative one.
+over integers are enough, without a copy: one finds the largest positive number, the other the most negative one.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Makes Numba intrinsics from functions that emit LLVM code, to which compiled code can lower other functions."""
+"""Makes Numba intrinsics from functions that emit LLVM code, and lowers calls of other functions to them."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def emitted(result: Any, *arguments: Any, name: str = "") -> Callable[[Callable[
 
 
 def forward(function: Callable[..., Any], lowered: Any) -> Any:
-    """What `overload(function)` needs, so that compiled calls of `function` become calls of `lowered`."""
+    """An implementation for `overload(function)`, by which compiled calls of `function` become calls of `lowered`."""
     names = ", ".join(inspect.signature(function).parameters)
     scope = {"lowered": lowered, "__name__": function.__module__}
     exec(f"def {function.__name__}({names}):\n    return lambda {names}: lowered({names})", scope)

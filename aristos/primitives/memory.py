@@ -97,7 +97,7 @@ def clock():
 
 
 def thread():
-    """This thread's number among the `threads` that execute a step together; on a GPU, a block's."""
+    """This thread's number among the `threads` that execute a step together: on a GPU, the threads of a block."""
     return 0
 
 

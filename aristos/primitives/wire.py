@@ -1,7 +1,7 @@
 """The wire: MPI's one-sided calls from compiled code, by function pointers of the MPI library in use.
 
 A wire is a few int64 words at an address: function addresses, handles, a lock, and the rank for which MPI waits.
-Only the thread that holds the lock calls MPI. `engine/outbox.py` decides what is sent.
+Only the thread that holds the lock calls MPI. `engine/outbox.py` decides when data is put.
 Semantics: MPI 4.1, chapter 12 (passive target, Win_flush, Win_sync; separate puts are unordered).
 """
 
