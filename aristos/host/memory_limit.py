@@ -49,7 +49,7 @@ def room(root: Path = Path("/")) -> int | None:
 
 
 def _groups(root: Path) -> Iterator[tuple[Files, Path]]:
-    """The folder of each group that this process is in, with the names of its files."""
+    """(the names of the files, the folder) of each group that this process is in."""
     mine = dict(_own(root))
     mounts = [mount for mount in islice(_mounts(root), MOUNTS) if mount[0] in mine]
     for files, top, point in mounts:

@@ -19,7 +19,7 @@ YOUNG = 60.0  # seconds; a job that is starting may not have mapped a file young
 
 
 def leftovers(folder: str = SHM, young: float = YOUNG) -> list[tuple[str, int]]:
-    """(path, bytes) of this user's MPI files that no process uses. young: files younger than this are left out."""
+    """(path, bytes) of this user's MPI files that no process uses. Files younger than `young` seconds are left out."""
     found = {}
     now = time.time()
     try:

@@ -112,7 +112,7 @@ def search_path(env: Mapping[str, str]) -> list[str]:
 
 
 def identify(path: Path) -> Library | None:
-    """The MPI library in an ELF file. Its kind follows from the text `mark` of an MPI that the file contains.
+    """The MPI library in an ELF file. Its kind is that of the first of MPIS whose `mark` the file contains.
 
     Returns None if the file cannot be read or is no ELF file, such as the linker scripts of wheels.
     """

@@ -27,7 +27,7 @@ class Process:
         return cls(_place(), os.getpid(), _stat(os.getpid())[1])
 
     def seen_here(self) -> bool:
-        """Whether the calling process sees, by the id, that this process runs.
+        """Whether the calling process sees, by the id, that the named process runs.
 
         False does not mean that the process has ended: /proc may hide it (hidepid=2), or it may run on a copy of this
         virtual machine, which has the same place.

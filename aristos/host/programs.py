@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 
 def run_program(words: Sequence[str], seconds: float = 10.0) -> subprocess.CompletedProcess[str] | None:
-    """Run a program, and keep its output. Returns None if there is none, or if it takes longer than `seconds`."""
+    """Run a program, and keep its output. Returns None if the program is missing, or takes longer than `seconds`."""
     try:
         return subprocess.run(
             list(words),
