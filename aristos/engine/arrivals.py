@@ -110,7 +110,7 @@ def read_announcement(job, st, source):
 
 @jit
 def admit_staying(job, st, owner):
-    """Let the rows that stay here for experts of `owner` run. `owner` has announced this epoch, so it loads no weights.
+    """Let the rows that stay here for experts of `owner` run. It has announced this epoch, so it loads no weights now.
 
     The rows run even if `owner` makes another call or refuses its input, although this call then has no result.
     """
@@ -175,7 +175,7 @@ def read_returns(job, st, worker, owner):
     seen = st[words.seen_tiles(job, owner)]
     tail = mem.arrived(word_from(job, st, owner, words.RETURN_TAIL))
     due = returns_due(job, st, owner)
-    # an owner may already have added its record of an exchange's second phase; this rank reads it in that phase too
+    # an owner may already have added its record of an exchange's second phase; this rank reads it in that phase
     if not bounds.within(st, owner, bounds.RETURN_TAIL, tail, seen, seen + due + 1):
         return False
     tail = min(tail, seen + min(due, words.BACK_MOST - st[words.command_backs(c)]))

@@ -10,7 +10,7 @@ Bells order nothing: a reader uses a word only if the word's value and complemen
 it has not landed, or if the sum has changed by a multiple of MODULUS. Therefore each call of `outbox.look` also reads
 all words of one peer, in turn (`next_in_turn`). Poison has no bell, and is found in this way.
 
-Eight bells share a word of memory, and each has another writer. MPI allows puts to different bytes at the same time.
+Eight bells share a word of memory, and each has its own writer. MPI allows puts to different bytes at the same time.
 Bells are put from the lowest byte of a word, which is the first one on the little-endian machines that Aristos runs on.
 """
 

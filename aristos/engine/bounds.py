@@ -58,7 +58,7 @@ KEPT_MOST = taped.X | taped.HIDDEN
 
 @jit
 def within(st, peer, word, value, least, most):
-    """Whether `value`, which `peer` wrote as `word`, lies in least..most. If it does not, this rank fails.
+    """Whether `value`, which `peer` wrote as `word`, is from `least` to `most`. If not, this rank fails.
 
     Several workers may fail at once, outside the lock. Then the words BAD_... may hold values from different workers.
     """

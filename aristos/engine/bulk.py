@@ -58,7 +58,7 @@ def copy_out(job, st, rows, target):
 
 @jit
 def run_experts(job, st, worker, order, ends, received, results, next_row):
-    """Claim runs of rows, expert by expert, until none is left.
+    """Claim and compute runs of rows, expert by expert, until no row is left.
 
     order: [rows] int64, the numbers of received rows, sorted by expert. ends: [held], where each expert's rows end in
     `order`. received, results: addresses of received rows and of their outputs, in the order of arrival. next_row: [1]

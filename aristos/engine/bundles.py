@@ -128,7 +128,7 @@ def write_records(job, st, peer, rows):
 
 @jit
 def pairs_of(job, st, token, low, high):
-    """How many of a token's packed rows are in low..high."""
+    """How many of a token's packed rows are in low..high - 1."""
     pairs = 0
     for i in range(token * job[words.TOP_K], (token + 1) * job[words.TOP_K]):
         pairs += low <= st[words.position(job, i)] < high
@@ -137,7 +137,7 @@ def pairs_of(job, st, token, low, high):
 
 @jit
 def pair_before(job, st, token, low, high):
-    """The last of a token's packed rows in low..high, or -1."""
+    """The last of a token's packed rows in low..high - 1, or -1."""
     last = -1
     for i in range(token * job[words.TOP_K], (token + 1) * job[words.TOP_K]):
         packed = st[words.position(job, i)]
@@ -160,7 +160,7 @@ def adding_pair(job, st, token, low, high):
 
 @jit
 def number_of(job, st, packed, low, high):
-    """The number of a packed row's pair in the claimed bundle. The row's slot must be one of low..high."""
+    """The number of a packed row's pair in the claimed bundle. The row's slot must be one of low..high - 1."""
     while high - low > 1:
         middle = (low + high) // 2
         if st[words.offset(job, middle)] <= packed:

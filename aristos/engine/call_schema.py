@@ -14,7 +14,7 @@ from .schema import JOB_SCALARS
 
 WORD = "word"  # int64
 BITS = "float32"  # the bits of a float32 in a word; the kernel reads the float32
-SCRATCH = "scratch"  # address of BLOCK_BYTES for the words of the call; the kernel's own memory follows them
+SCRATCH = "scratch"  # address of BLOCK_BYTES bytes for the words of the call; the kernel's own memory follows
 EXPERT = "expert"  # an address for each of WEIGHTS
 TRANSPOSED = "transposed"  # an address for each of TRANSPOSED_WEIGHTS; only in calls that use no block
 OF_CALL = "of call"  # int64, only in ROUTER_JOB: the kernel `begin` fills the word for each call

@@ -50,8 +50,8 @@ def free_number(job, st):
 def wanted(job, rows, active):
     """Whether a run of `rows` rows is split by columns. active: the number of experts that have rows.
 
-    A run is split if it has few rows, and if there are more workers than active experts. In a call with scalars no run
-    is split: no worker computes a whole split run, so no worker could write its scalars back.
+    A run is split if ALL_SPLIT is set, or if it has few rows, F has two shares or more, and there are more workers than
+    active experts. With scalars no run is split: no worker computes a whole run, so none could write its scalars back.
     """
     if job[words.MODE] != codes.MODE_LAYER or job[words.SCALARS] != 0:
         return False
@@ -138,7 +138,7 @@ def share_first(job, st, worker):
 
 @jit
 def take_share(job, st, worker):
-    """Take a share of any run, if possible of this worker's last run; False if there is none. (Without the lock.)"""
+    """Take a share of any run, if possible of this worker's last run; False if there is none. (Needs no lock.)"""
     c = words.command(job, worker)
     opened = mem.load_acquire(state_word(job, words.RUNS_OPENED))
     if st[words.command_opened(c)] == opened:

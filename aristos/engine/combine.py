@@ -1,6 +1,6 @@
-"""Step `combine`: for each token whose rows are all back, adds them in the order of choices, in float32.
+"""Step `combine`: adds the weighted rows of each token whose rows are all back, in the order of choices.
 
-The sum is rounded once.
+The sum is float32, and is rounded once.
 """
 
 from kernel_cache.compile import jit

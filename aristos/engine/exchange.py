@@ -62,8 +62,8 @@ def put_back(job, st, source, packed, rows, n):
 def give_back(job, st, counts, source, out, status):
     """Put the rows that came from `source` into its return rows. out: all rows, as `set_targets` ordered them.
 
-    Rows of `out` lie ROW_BYTES apart. If this rank refuses its input, `out` is 0 and nothing is copied. Every source
-    gets one record with this rank's status, even a source without rows here. This function serves only one source, so
+    Rows of `out` lie ROW_BYTES apart. If this rank refuses its input, `out` is 0 and nothing is copied. Every other
+    rank gets one record with this rank's status, even if it has no rows here. This function serves only one source, so
     that Python can handle signals in between.
     """
     packed = st[words.first_packed(job, source)]

@@ -18,7 +18,7 @@ GROUP = 6  # rows that the micro-kernel computes together
 
 @jit
 def more_can_land(job, st, expert):
-    """Whether announced rows of `expert` can land before this rank frees more ring rows."""
+    """Whether all rows that some source announced for `expert` can land before this rank frees more ring rows."""
     if st[words.expert_coming(job, expert)] == 0:
         return False
     for source in range(job[words.WORLD]):
@@ -72,7 +72,7 @@ def batch_rows(job, rows, active):
 
 @jit
 def output_row(job, st, source, i, rows, packed):
-    """Address where the outputs of `rows` rows begin, in the source's return rows or in the exchange's output."""
+    """Address of the outputs of `rows` rows: in the source's return rows, or reserved in an exchange's output."""
     if job[words.MODE] != codes.MODE_DISPATCH:
         return return_row(job, st, source, packed)
     target = st[words.target_at(job, i)]
@@ -214,7 +214,7 @@ def claim(job, st, worker):
 
 @jit
 def execute(job, st, worker):
-    """Run the expert on the claimed rows. Outputs go directly into the sources' return rows."""
+    """Run the expert on the claimed rows. Each output goes to the address that `list_rows` lists for it."""
     c = words.command(job, worker)
     list_rows(job, st, c)
     if job[words.SCALARS] != 0:

@@ -40,8 +40,8 @@ def size(experts: int, world: int, foreign: int = 0) -> int:
 class Part:
     """A part of a job on a substrate.
 
-    places: the indices of the part's words, by keyword. indices: the same indices, in order. in_order: a function that
-    takes the words' values as keywords and returns them in this order.
+    places: the indices of the part's words, by keyword. bit: the part's bit in FILLED. indices: the same indices, in
+    order. in_order: a function that takes the words' values by keyword and returns them in this order.
     """
 
     places: dict[str, int]
@@ -93,7 +93,7 @@ def fill_some(job: Any, part: str, substrate: str, **values: int) -> None:
 
 
 def fill_again(job: Any, part: str, substrate: str, **values: int) -> None:
-    """Write some words of a part; the others keep the values of the part's last filling. Raises as `fill` does."""
+    """Write some words of a part; the others keep their values. Raises RuntimeError as `fill` does."""
     this = part_of(part, substrate)
     _count(job, this, part, substrate)
     for name, value in values.items():

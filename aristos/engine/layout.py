@@ -160,7 +160,7 @@ class PairLayout:
         return self.nbytes + self.staged_bytes if nodes.stream(source, rank) else self.announce
 
     def outbox_bytes(self, nodes: Nodes, rank: int, peer: int) -> int:
-        """Bytes that a rank keeps outside its windows for a remote peer: outbox, arrived words, staged output rows."""
+        """Bytes that a rank keeps outside its windows for a remote peer: outbox, words, staged output rows."""
         region = self.nbytes if nodes.stream(rank, peer) else self.announce
         return region + LINE + CODED_BYTES + (self.staged_bytes if nodes.levels == 1 else 0)
 
@@ -226,7 +226,7 @@ def bell_bytes(nodes: Nodes, rank: int) -> int:
 
 
 def answered_bytes(nodes: Nodes, rank: int) -> int:
-    """Bytes that a rank keeps about all bells that it reads."""
+    """Bytes of the digests that a rank keeps for all bells that it reads."""
     if not has_bells(nodes, rank):
         return 0
     return lines(WORD * (bell_words(nodes) + stream_bell_words(nodes, rank) * len(nodes.members(rank))))
@@ -267,7 +267,7 @@ def places(nodes: Nodes) -> int:
     """The most places for rows that a rank of these nodes has for each row of a ring.
 
     With one level they are counted as if all peers were remote, so that rings do not depend on nodes. With two levels a
-    rank has a ring and staged outputs for each stream that lies there, and in its outboxes the ring of its own stream
+    rank has a ring and staged outputs for each stream that lies at it, and in its outboxes the ring of its own stream
     to each node. Most streams lie at the first rank of a node: the stream of a source with place i in its node lies at
     the rank with place i modulo the size of the node, see `Nodes.rail`. Rings of local peers are not counted, see
     `local_rows`.
@@ -490,7 +490,7 @@ def staged_row(job, st, source, pair):
 
 @jit
 def alone(job, st, packed):
-    """Whether the output for an own packed row comes back as it is, because it is the only one of its token there."""
+    """Whether the output for an own packed row comes back as it is: the owner's node has no other one of its token."""
     return st[words.token(job, packed)] >= ALONE
 
 

@@ -51,7 +51,7 @@ def all_posted(job, st):
 
 @jit
 def read_words(job, st, peer, end):
-    """Publish those of the words before `end` of a remote peer that have arrived whole; True if one is new.
+    """Publish those of a remote peer's first `end` words that have arrived whole; True if one is new.
 
     The caller holds the wire's lock.
     """
@@ -374,9 +374,9 @@ def next_due(job, st, first, idle):
 
 @jit
 def serve(job, st, worker, peer, idle):
-    """Close the open batch for a remote peer and open the next one, each if it is time. True if data was put.
+    """Close the open batch for a remote peer and open the next one, each if it is time.
 
-    An idle worker also closes the batch that it has just opened.
+    An idle worker also closes the batch that it has just opened. True if a batch was opened, or one with data closed.
     """
     now = mem.clock()
     moved = False
@@ -398,7 +398,7 @@ def serve(job, st, worker, peer, idle):
 
 @jit
 def serve_wire(job, st, worker, idle):
-    """Receive words and serve every remote peer, unless another worker is doing so. True if data came or was put."""
+    """Receive words and serve every remote peer, unless another worker does so. True if anything came or was put."""
     wire = job[words.WIRE]
     if not idle and mem.clock() - mem.load(wire + 8 * mpi.SERVED) < SERVE_NS and not announcing(job, st):
         return False

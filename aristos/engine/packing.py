@@ -21,7 +21,7 @@ def tile_rows(rows, most):
 
 @jit
 def begin(job, st):
-    """Open a call before any worker runs. All threads of one worker do this."""
+    """Open a call before any worker runs a step. All threads of one worker do this."""
     thread, threads = mem.thread(), mem.threads()
     if thread == 0:
         st[words.PHASE] = codes.PHASE_ROUTE

@@ -1,7 +1,7 @@
 """Step `return`: reports computed rows to their source, frees ring rows as credit, and counts rows that came back.
 
-The expert kernel has already written the output rows into the source's return rows. The source counts these rows, and
-combines a block of tokens when the block waits for no more rows.
+The expert kernel has already written the output rows, for a remote source into staged rows. The source counts the rows
+that came back, and combines a block of tokens when the block waits for no more rows.
 """
 
 from kernel_cache.compile import jit

@@ -448,7 +448,7 @@ ENDED = Word("ENDED", "first word of the next line, for a local peer: last epoch
 
 
 def _fields(*rows: tuple[Any, ...]) -> tuple[Field, ...]:
-    """Fields at offsets 0, 1, ... of (name, meaning, unit)."""
+    """Fields at offsets 0, 1, ..., one for each row (name, meaning, unit)."""
     return tuple(Field(name, i, *rest) for i, (name, *rest) in enumerate(rows))
 
 
@@ -549,7 +549,7 @@ def record(name: str) -> Record:
 
 @dataclass(frozen=True)
 class RegionPart:
-    """A part of a region with `entries` entries; `entry` says what one is.
+    """A part of a region. entries: how many entries it has. entry: what an entry is.
 
     layout.py has the functions `{address}_to` and `{address}_from`.
     """
@@ -664,9 +664,9 @@ def job_words() -> list[Word]:
 def sizes(*, tokens: int, top_k: int, batch: int, **given: int) -> dict[str, int]:
     """The sizes of tables in a configuration.
 
-    given: those that do not follow from others. world: ranks of the group. max_computed: most experts that a rank may
+    given: sizes that do not follow from others. world: ranks of the group. max_computed: most experts that a rank may
     compute. copies: slots, that is copies of experts on all ranks. records: records of an ordered pair of ranks, ring
-    rows + 1. rows: return rows, most tokens * k. workers: workers of the rank. runs: column-split runs at once.
+    rows + 1. rows: return rows, tokens * k at most. workers: workers of the rank. runs: column-split runs at once.
     """
     # a combine command lists the rows of its tokens' choices
     lists = max(batch * (LISTS + record("part").words), min(TOKEN_BLOCK, tokens) * top_k)

@@ -95,9 +95,9 @@ def next_command(job, st, worker):
 def decide(job, st, worker):
     """Claim a command for this worker; IDLE if another worker is deciding now.
 
-    Shares of column-split runs are taken without the lock, mostly before a worker tries the lock. Peers do not starve:
-    workers try the lock in turns (`column_runs.share_first`), and a worker that gets it serves peers, tokens and new
-    runs. A failed rank opens no more runs, so its workers soon find no shares, and see the failure under the lock.
+    Shares of column-split runs need no lock; many workers mostly take them before they try the lock. Peers do not
+    starve: workers try the lock in turns (`column_runs.share_first`), and its holder serves peers, tokens and new runs.
+    A failed rank opens no more runs, so its workers soon find no shares, and see the failure under the lock.
 
     SETTLE only asks for `returns.settle`, which follows every decision; then the worker decides again.
     """

@@ -2,7 +2,7 @@
 
 A stream has one ring of rows, one of records, an index and a tail. All its readers read every record, and each takes
 the tiles that are for it. Each reader has a word of its own. The word says up to which row the reader has read every
-record, and needs neither rows, index entries nor staged outputs any more. The credit of the stream is the least of
+record, and no longer needs rows, index entries and staged outputs. The credit of the stream is the least of
 these words: a sum of freed rows would not say up to which row all rows are free.
 """
 

@@ -61,7 +61,7 @@ def keeps_x(job, owner):
 
 @jit
 def bytes_to_owner(job, owner):
-    """Bytes of a row that goes to an owner alone. In a backward call they are half as many if the owner keeps x."""
+    """Bytes of a row that goes to one owner only. In a backward call they are half as many if the owner keeps x."""
     if job[words.MODE] != codes.MODE_BACKWARD or job[words.TAPED] == 0 or not keeps_x(job, owner):
         return job[words.ROW_BYTES]
     return job[words.ROW_BYTES] // 2

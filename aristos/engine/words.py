@@ -74,14 +74,14 @@ def _record(record: schema.Record) -> str:
 
 
 def filling(name: str, found: list[str], meaning: str) -> str:
-    """A function that fills these words of a job in compiled code."""
+    """The text of a function that fills these words of a job in compiled code."""
     named = [f"{word.lower()}_" if word.lower() in dir(builtins) else word.lower() for word in found]
     lines = [f"    job[{word}] = {argument}\n" for word, argument in zip(found, named)]
     return f'\n\n@inlined\ndef {name}(job, {", ".join(named)}):\n    """{meaning}"""\n' + "".join(lines)
 
 
 def _fill(part: str) -> str:
-    """A function that fills a part of a job in compiled code: all words that `job.fill` wants on a GPU."""
+    """The text of a function that fills a part of a job in compiled code: all words that `job.fill` wants on a GPU."""
     found = [w.name for w in schema.JOB_SCALARS if w.part == part and w.substrate != schema.CPU]
     return filling(f"fill_{part}", found, f"Fill the part `{part}` in compiled code.")
 
