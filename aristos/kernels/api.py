@@ -78,10 +78,9 @@ class Packed:
 
     up, gate: [H, F] float32, bfloat16 (ml_dtypes) or float16; down: [F, H]; biases: [F], [F], [H] float32. h is
     act(x up + up_bias), or act(x gate + gate_bias) * (x up + up_bias) if there is a gate; then `limit` bounds both
-    projections. limit, precision: see
-    MoEConfig. weight_dtype: the type of packed weights to which the matrices are rounded, see `aristos.packed`.
-    Matrices may also be `Quantised`; then `dtype` is the type of rows, float32 or bfloat16. Not thread-safe: use one
-    object per thread.
+    projections, and swiglu_oai adds 1 to the second factor. limit, precision: see MoEConfig. weight_dtype: the type of
+    packed weights to which the matrices are rounded, see `aristos.packed`. Matrices may also be `Quantised`; then
+    `dtype` is the type of rows, float32 or bfloat16. Not thread-safe: use one object per thread.
     """
 
     def __init__(

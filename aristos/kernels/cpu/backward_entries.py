@@ -20,7 +20,7 @@ def float32_kernels(kernel, block):
 
 @jit
 def bfloat16_kernels(kernel, block):
-    """Run the kernel for an expert's rows [dy | x] of bfloat16, or the kernel that combines rows of dx, float32."""
+    """Run the kernel for an expert's rows [dy | x] of bfloat16, or the kernel that combines float32 rows of dx."""
     if kernel == calls.COMBINE_TOKEN:
         combine(FLOAT32, block)
     else:

@@ -33,7 +33,7 @@ def rows(element: ElementType, entries: Any) -> int:
     scratch = aligned((entries.run_bytes(element.code, MOST, 0, HIDDEN, FFN, False)[0],), np.uint8)
     weights[:, :up] = element.pack(np.zeros((HIDDEN, FFN), np.float32))
     weights[:, up:] = element.pack(np.zeros((FFN, HIDDEN), np.float32))
-    x[:] = 0  # without this write, all pages would be the kernel's page of zeros
+    x[:] = 0  # without this write, all pages would be Linux's page of zeros
     xs, ys = (each.ctypes.data + each.strides[0] * np.arange(MOST) for each in (x, y))
     call = KernelCall(entries, element, EXPERT_ROWS)
 

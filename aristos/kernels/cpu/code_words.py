@@ -29,7 +29,7 @@ _FP8_BIAS = 112 << 7
 
 
 def _permuted(builder, table, index):
-    """Look up each word of `index`: its low five bits are a place in a table of 32 words."""
+    """Look up each 16-bit half of `index`: its low five bits are a place in a table of 32 halves."""
     permute = _declare(builder, "llvm.x86.avx512.permvar.hi.512", HALVES, [HALVES, HALVES])
     return builder.call(permute, [HALVES(table), index])
 
@@ -52,7 +52,7 @@ def _words_of_fp8(builder, codes, j):
     """
     picked = [k for column in range(16 * j, 16 * j + 16) for k in (column, column, 32 + column, 32 + column)]
     both = builder.shuffle_vector(codes, codes, ir.Constant(ir.VectorType(I32, 64), picked))
-    words = builder.bitcast(both, HALVES)  # each word holds its code twice, so its sign bit is the code's
+    words = builder.bitcast(both, HALVES)  # each half holds its code twice, so its sign bit is the code's
 
     def every(bits):
         return HALVES([bits] * 32)
@@ -77,7 +77,7 @@ def values_of_8_bits(form):
 def _words_of_8_bits(builder, form, place):
     """The bfloat16 values of a pair of k, for both halves of the columns.
 
-    A code's last seven bits are a place in two tables: one of values' low bytes, one of their high bytes. int8 has two
+    A code's low seven bits are a place in two tables: one of values' low bytes, one of their high bytes. int8 has two
     more tables for negative codes; a negative code of fp8 has its sign in the high byte.
     """
     kind = ir.VectorType(I8, 64)

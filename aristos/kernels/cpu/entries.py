@@ -113,7 +113,7 @@ def product_bytes(element: int, rows: int, depth: int) -> int:
 
 
 def run_rows(element: int) -> tuple[int, int]:
-    """(the most rows of a run, the number of rows up to which a run waits while more can land), for an element type.
+    """(the most rows of a run, the number of rows below which a run waits while more can land), for an element type.
 
     AMX computes 128 rows in the time that reading the weights takes. Long runs therefore save time, and short runs wait
     for more rows. On other instruction sets, the copied rows of a longer run would not fit the L2 cache.

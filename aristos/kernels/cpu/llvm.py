@@ -1,4 +1,4 @@
-"""The LLVM lowerings of `memory.py` on CPUs, and nothing else. `micro_kernels.py` has the LLVM code of the arithmetic.
+"""The LLVM lowerings of `memory.py` on CPUs, and conversions of float16. `micro_kernels.py` has the other arithmetic.
 
 Importing this module registers the lowerings with Numba; it compiles nothing.
 """
@@ -20,7 +20,7 @@ INT, VOID = types.int64, types.void
 
 
 def _lowering(result, *arguments):
-    """A decorator that makes an intrinsic, as `emitted` does. It lowers the function of `memory` that has its name."""
+    """A decorator that makes an intrinsic as `emitted` does, and lowers the function of `memory` of that name to it."""
 
     def register(emit):
         made = emitted(result, *arguments)(emit)
@@ -147,7 +147,7 @@ def _pointer(builder, addr):
 
 
 def _view(kind):
-    """What `overload` needs for a function that returns memory as an array of this type."""
+    """An implementation for `overload` of a function that returns memory as an array of this type."""
     return lambda addr, n: lambda addr, n: carray(_pointer(addr), n, kind)
 
 

@@ -46,7 +46,7 @@ invoke = _invoke_plain if config.DISABLE_JIT else invoke_compiled
 
 
 def _register(name: str, typed: Callable[..., Any]) -> None:
-    """Set the function that `arithmetic.<name>` compiles to, or in plain Python the function that it calls."""
+    """Set the function that `arithmetic.<name>` compiles to; in plain Python, replace `arithmetic.<name>` itself."""
     if config.DISABLE_JIT:
         setattr(arithmetic, name, typed(None, None))
     else:
@@ -54,7 +54,7 @@ def _register(name: str, typed: Callable[..., Any]) -> None:
 
 
 def _call_of(number: int, put: Callable[..., Any], result: bool) -> Callable[..., Any]:
-    """A function that calls kernel `number`.
+    """An implementation for `overload`, by which calls run kernel `number`.
 
     put: a function that writes the kernel's arguments. result: whether the kernel returns a bool.
     """

@@ -1,7 +1,7 @@
-"""Products by panels of 32 columns, computed by AMX tiles if these multiply the element type, else by multiply-adds.
+"""Products by panels of 32 columns: by `packed` for packed weights, by `tiles` for bfloat16 on AMX, else by `widened`.
 
-The docstrings of `tiles` and `widened` define operands, panels and sums. On one instruction set, an element type has
-the same arithmetic for any number of rows, so a row's sums never depend on the rows beside it.
+The docstrings of these modules define operands, panels and sums. On one instruction set, an element type has the same
+arithmetic for any number of rows, so a row's sums never depend on the rows beside it.
 """
 
 from kernel_cache.compile import inlined, jit

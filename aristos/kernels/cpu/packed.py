@@ -8,8 +8,8 @@ sums of blocks of 32 k in order. The sum of a block adds eight partial sums, eac
 Products are computed in one of two ways, which give equal bits. Products of up to MOST rows of float32 decode codes in
 registers, for FEW rows at a time. Products of up to FEW rows of bfloat16 do the same if dot products multiply codes
 (DOTS). All other products first convert the codes of SHARED_DEPTH k, or of the rest of a group if it is shorter, to a
-panel of bfloat16 in the L1 cache. Then all rows read this panel; with tiles, two groups of rows do, and the next two
-unpack it again. With tiles and up to TILE_ROWS rows, one kernel unpacks and multiplies at the same time.
+panel of bfloat16 in the L1 cache. Then all rows read this panel; with tiles, two groups of rows read it, and the next
+two convert the codes again. With tiles and up to TILE_ROWS rows, one kernel unpacks and multiplies at the same time.
 """
 
 import numpy as np

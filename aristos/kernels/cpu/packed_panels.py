@@ -17,7 +17,7 @@ from ...weight_types import SCALES, WeightType
 WIDTH = 32  # columns of a panel; k is padded to a multiple of this number too
 HEAD = ("step", "group", "scale", "shared", "zeros", "codes")
 STEP, GROUP, SCALE, SHARED, ZEROS, CODES = (8 * i for i in range(len(HEAD)))
-UNIT = {8: 1, 4: 4}  # bits -> how many bytes of a column lie side by side: one k, or four pairs of k
+UNIT = {8: 1, 4: 4}  # bits -> bytes of a column side by side, and pairs of k that kernels unpack at once
 SCALE_CODES = {name: code for code, name in enumerate(SCALES)}
 
 
@@ -93,7 +93,7 @@ def _put(panels: np.ndarray, offset: int, parts: np.ndarray) -> None:
 def _units(codes: np.ndarray, bits: int, count: int) -> np.ndarray:
     """Arrange codes [k, columns] as [units, panels, bytes], as `packed_kernels` says.
 
-    A unit has one k if codes have 8 bits, and 8 k if they have 4 bits.
+    A unit here has 8 k if codes have 4 bits, and one k if they have 8 bits; then kernels take two units as one.
     """
     if bits == 8:
         return codes.reshape(len(codes), count, WIDTH)

@@ -50,7 +50,7 @@ def padded(columns: int) -> int:
 
 
 def pack(weight: np.ndarray) -> np.ndarray:
-    """Pack weight [K, N] float32 into [K * padded(N)], panel after panel. The panel of column j starts at j * K."""
+    """Pack weight [K, N] float32 into [K * padded(N)], panel after panel. A panel from column j on starts at j * K."""
     k, n = weight.shape
     packed = aligned((k * padded(n),))
     whole = n // NR

@@ -79,7 +79,7 @@ def _widened(addr, n):
 
 
 def by_rows(function, kernel):
-    """What `overload` needs for `function` to call kernel(2), for upper and lower tiles, or kernel(1) for upper ones.
+    """An implementation for `overload(function)`: it calls kernel(2) if there are lower tiles, else kernel(1).
 
     The last argument of `function`, `lower`, is the number of rows of the lower tiles.
     """

@@ -1,8 +1,8 @@
-"""Products of 16-bit elements by multiply-adds. Rows are widened to float32 in memory, and weights in registers.
+"""Products of 16-bit elements without tiles: of float16, and of bfloat16 on instruction sets that have no tiles.
 
-These products are used for float16, and for bfloat16 on instruction sets without tiles. Each sum is one chain of fused
-multiply-adds in order of k. Rows of bfloat16 stay bfloat16 on two ISAs: avx512bf16, which has dot products of pairs,
-and neonbf16, which multiplies 2 x 4 by 4 x 2 matrices.
+Rows are widened to float32 in memory, and weights in registers. Each sum is one chain of fused multiply-adds in order
+of k. On two ISAs the CPU multiplies rows that stay bfloat16: avx512bf16 has dot products of pairs, and neonbf16
+multiplies 2 x 4 by 4 x 2 matrices.
 
 An *operand* is a matrix of few rows that is prepared as the left side of a product: its rows are packed as in `gemm`,
 and padded with zeros to blocks of 32 columns.

@@ -1,4 +1,4 @@
-"""Kernels that were compiled ahead, on another machine: files in the folder `ahead` beside this one.
+"""Kernels that were compiled ahead, on another machine: files in the folder `ahead` beside this file.
 
 A checkout has no such folder; `make gpu-kit` fills one. A file's name consists of the kernel's name, the target, and a
 hash of sources, types and options. The hash covers neither CPU, Python nor assembler, because a cubin runs on a GPU,

@@ -24,7 +24,7 @@ WHEELS = {"ptxas": "nvidia-cuda-nvcc-cu12 (CUDA 12) or nvidia-cuda-nvcc (CUDA 13
 
 @dataclass(frozen=True)
 class Assembled:
-    """What ptxas reports: registers of a thread, bytes spilled to local memory, bytes of static shared memory.
+    """What ptxas reports: registers of a thread, bytes of spill stores and loads, bytes of static shared memory.
 
     advice: ptxas's messages about wgmma, for example that ptxas serialises products that the PTX lets overlap.
     """

@@ -113,8 +113,8 @@ def tile_product(tile: Tile) -> Any:
     The function is product(shared, a_rows, c_rows, m, weight, pitch, bias, width, depth, n0, code, gated). It computes
     m <= tile.m rows, and columns n0.. of the packed weight. a_rows, c_rows: the addresses of arrays of m row addresses.
     Rows of A and C start at multiples of 16 bytes. weight, bias: addresses. pitch: bytes of a packed column. depth:
-    bytes of each row of A. A row of C has `width` outputs, and needs space for them rounded up to whole 16 bytes.
-    shared: the address from `tile_memory`. code: the activation's word, or NONE. gated: 1 if W and G are interleaved.
+    bytes of k in the tile's kind. A row of C needs space for `width` outputs, rounded up to 16 bytes. shared: the
+    address from `tile_memory`. code: the activation's word, or NONE. gated: 1 if W and G are interleaved.
     """
     if tile.groups:
         return group_product(tile)

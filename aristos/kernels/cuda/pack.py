@@ -45,7 +45,7 @@ def interleaved(up: np.ndarray, gate: np.ndarray) -> np.ndarray:
 
 
 def pack(weight: np.ndarray, kind: str) -> np.ndarray:
-    """Pack weight [K, N] float32 to [N' / 128, K' / step, 128, step] of the arithmetic's type. step: 128 bytes.
+    """Pack weight [K, N] float32 to [N' / 128, K' / step, 128, step] of the arithmetic's type, step in 128 bytes.
 
     The weight is padded with zeros to whole blocks of 128 outputs and 128 bytes of k. A block equals a tile's chunk of
     B in shared memory byte for byte (16-byte part p of output r lies at p ^ (r & 7)), so one bulk copy loads it.

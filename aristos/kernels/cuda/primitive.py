@@ -1,4 +1,4 @@
-"""Make an intrinsic of Numba-CUDA from a PTX text. The texts themselves are in `ptx.py`."""
+"""Makes an intrinsic of Numba-CUDA from a PTX text. The texts themselves are in `ptx.py`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ NUMBA = {"r": types.int32, "l": types.int64, "f": types.float32}
 def primitive(
     text: str, gives: str = "", takes: str = "", memory: bool = True, carried: bool = False
 ) -> Callable[[Callable[..., Any]], Any]:
-    """Make an intrinsic of one PTX text. gives, takes: constraint letters of results and arguments, from $0 on.
+    """A decorator for an intrinsic of `text`. gives, takes: constraint letters of results and arguments, from $0 on.
 
     memory: whether the text accesses memory, so that the compiler must not move other accesses across it. carried:
     whether the result registers are also inputs; then the intrinsic takes one more argument, a tuple of their values,

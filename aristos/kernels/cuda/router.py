@@ -256,7 +256,7 @@ def route(kind: str) -> Any:
 
 @cuda.jit(device=True)
 def _before(partial, thread):
-    """Replace `partial` [THREADS] by its exclusive sums over threads. Returns this thread's sum."""
+    """Replace `partial` [THREADS] by inclusive sums over threads. Returns the sum of the threads before this one."""
     mine = partial[thread]
     step = 1
     while step < THREADS:
