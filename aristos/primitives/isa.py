@@ -56,7 +56,7 @@ def available(cpu: str, features: Mapping[str, bool]) -> list[str]:
 def tiles_refused() -> str:
     """Ask for the permission to use AMX tiles. Returns why Linux refuses it; '' if it does not.
 
-    The process then has the permission, and so do its threads and forks. A program started by exec must ask again.
+    If Linux grants it, threads and forks of this process have it too. A program started by exec must ask again.
     Linux refuses if a signal stack is too small for tiles.
     """
     if platform.system() != "Linux" or platform.machine() != "x86_64":

@@ -6,7 +6,7 @@ A place starts on a cache line, so the lower bits of its address are free to say
 from kernel_cache.compile import jit
 
 X, HIDDEN = 1, 2  # bits of what is kept: the row itself; its products with the up and the gate projection
-BITS = 7  # the bits of an entry below the address
+BITS = 7  # mask of the bits of an entry that are not its address
 
 
 @jit
