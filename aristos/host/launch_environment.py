@@ -91,7 +91,7 @@ def passed_to_terminal() -> bool:
 
 
 def unread() -> int:
-    """Redirect stdout to /dev/null, because its reader has ended, as `| head` does. Returns the code for SIGPIPE."""
+    """Redirect stdout to /dev/null, because its reader, such as `| head`, has ended. Returns SIGPIPE's exit code."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # otherwise Python reports an error when it flushes stdout at exit
     return 128 + signal.SIGPIPE
 
