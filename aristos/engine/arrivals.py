@@ -18,7 +18,7 @@ from .streams import end_reader, end_slot, first_reader, note_staged, slowest
 
 @jit
 def own_part(job, st, source, a, rows):
-    """(rows of an announcement that are for this rank, rows for ranks before it, whether the counts are possible)."""
+    """(an announcement's rows for this rank, its rows for earlier readers, whether its counts are possible)."""
     first, end = first_reader(job, st, source), end_reader(job, st, source)
     if end - first == 1:
         return rows, 0, True

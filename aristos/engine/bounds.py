@@ -19,7 +19,7 @@ NAMES = ["nothing"]  # the names of the checked words in messages, by their code
 
 
 def _word(name: str) -> int:
-    """The code of a word that messages name so."""
+    """Give a word the next code, and this name in messages. Returns the code."""
     NAMES.append(name)
     return len(NAMES) - 1
 
@@ -99,7 +99,7 @@ def record(job, st, source, expert, rows, packed, bundle, owner):
     """Whether these values are possible in the next tile record of `source`.
 
     The tile's rows must be announced, and the ring must have space for them. If the tile is for another rank, this rank
-    uses only the number of the tile's rows.
+    does not use the tile's expert and packed row, so they may have any value.
     """
     ring, announced = ring_of(job, st, source), st[words.rows_from(job, source)]
     space = ring - st[words.read_rows(job, source)] + st[words.freed_rows(job, source)]

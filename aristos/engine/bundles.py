@@ -148,9 +148,9 @@ def pair_before(job, st, token, low, high):
 
 @jit
 def adding_pair(job, st, token, low, high):
-    """The packed row of the pair whose owner adds up the outputs of `token`; -1 if the token has no pair in low..high.
+    """The packed row of the pair whose owner adds up the outputs of `token`; -1 if it has no pair in low..high - 1.
 
-    It is pair number token mod n of the token's n pairs in low..high, so that owners add up about equally often.
+    It is pair number token mod n of the token's n pairs there, so that owners add up about equally often.
     """
     pairs, packed = pairs_of(job, st, token, low, high), high
     for _ in range(pairs - token % max(1, pairs)):

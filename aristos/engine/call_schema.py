@@ -75,7 +75,7 @@ def _arguments(rows: str) -> tuple[Argument, ...]:
 def _with_words(call: Call) -> Call:
     """The call, completed by the arguments that schema.py declares.
 
-    Raises ValueError for a line with only a name that schema.py does not declare.
+    Raises ValueError unless each argument is declared once, by its line or by schema.py.
     """
     given = {}
     for word in JOB_SCALARS:

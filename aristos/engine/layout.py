@@ -287,7 +287,7 @@ def local_peers(nodes: Nodes) -> int:
 
 
 def local_rows(nodes: Nodes, stride: int, most: int) -> int:
-    """The default number of rows in the ring of a local peer: with two levels as many as with one; 0: `ring_rows`.
+    """The default number of rows in the ring of a local peer: with two levels as many as with one; else 0: `ring_rows`.
 
     A ring between two ranks of a node carries the rows of one pair of ranks, and credit comes back at once. A stream
     carries the rows for a whole node.

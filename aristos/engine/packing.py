@@ -48,7 +48,7 @@ def begin(job, st):
 
 @jit
 def drop(job, st, tokens, ids):
-    """Mark choices beyond the capacity, and clear `count`.
+    """Set ids of choices beyond the capacity to -2 - id, and clear `count`.
 
     First choices count before second ones; choices with the same number count in the order of their tokens.
     """

@@ -39,7 +39,7 @@ def all_staged(job, st, source, pair):
 
 @jit
 def claim(job, st, worker):
-    """Claim the first bundle of a source whose outputs are all staged; False if there is none. (Under the lock.)"""
+    """Claim a source's first bundle, all of whose outputs are staged; False if there is none. (Under the lock.)"""
     if st[words.UNSUMMED] == 0:
         return False
     st[words.LATE_OWNER] = job[words.RANK]

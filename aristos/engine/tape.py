@@ -26,8 +26,8 @@ def step(job, kept):
 def admit(job, st, source, rows):
     """In a forward call with a tape, decide what is kept of a source's rows, and reserve places. (Under the lock.)
 
-    For 0 rows nothing is kept, because no return record would report it. `rows` is negative if this rank's own routing
-    was refused, because then nothing is packed.
+    For 0 rows nothing is kept, because no return record would report it. With a shared expert `rows` is negative if
+    this rank's own routing was refused, because then nothing is packed.
     """
     if job[words.MODE] != codes.MODE_LAYER or job[words.TAPED] == 0 or rows <= 0:
         return
