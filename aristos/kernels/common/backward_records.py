@@ -21,7 +21,7 @@ class Rows(NamedTuple):
     dx: int  # where gradients of the inputs go
     dw: int  # address where gradients of the combine weights go, float32
     kept: int  # places for the data that the gradients of weights need
-    saved: int  # places of hidden activations on the tape, for which x is not read; 0 if the tape has none
+    saved: int  # places of hidden activations on the tape; then x is not read. 0 if the tape has none
 
 
 class Expert(NamedTuple):

@@ -1,7 +1,7 @@
 """For each of `config.SCORES`: a function that turns gradients of combine weights into gradients of router scores.
 
-A function handles one token. The choice of experts counts as constant. Terms are float32 and sums float64. If a score
-has no function of its name here, importing this module fails.
+A function handles one token. The choice of experts counts as constant. Exponentials are float32; products and sums are
+float64. If a score has no function of its name here, importing this module fails.
 """
 
 import numpy as np

@@ -29,7 +29,7 @@ _FP8_BIAS = 112 << 7
 
 
 def _permuted(builder, table, index):
-    """Look up each 16-bit half of `index`: its low five bits are a place in a table of 32 halves."""
+    """Look up each 16-bit number of `index`: its low five bits are a place in a table of 32 such numbers."""
     permute = _declare(builder, "llvm.x86.avx512.permvar.hi.512", HALVES, [HALVES, HALVES])
     return builder.call(permute, [HALVES(table), index])
 
@@ -52,7 +52,7 @@ def _words_of_fp8(builder, codes, j):
     """
     picked = [k for column in range(16 * j, 16 * j + 16) for k in (column, column, 32 + column, 32 + column)]
     both = builder.shuffle_vector(codes, codes, ir.Constant(ir.VectorType(I32, 64), picked))
-    words = builder.bitcast(both, HALVES)  # each half holds its code twice, so its sign bit is the code's
+    words = builder.bitcast(both, HALVES)  # 16 bits hold a code twice, so their sign bit is the code's
 
     def every(bits):
         return HALVES([bits] * 32)

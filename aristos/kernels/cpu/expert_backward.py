@@ -197,7 +197,7 @@ def expert_rows(rows, expert, scratch, wire):
 
 @jit
 def take_hidden(m, saved, f0, columns, part, u, g):
-    """Copy columns f0.. of m rows of u and g, as `expert.keep_hidden` wrote them.
+    """Copy columns f0.. of m rows of u and g from the tape, where `expert.keep_hidden` wrote them.
 
     saved: the address of an array of the rows' places. part: the number of bytes from a row's u to its g in such a
     place; 0 if there is no g.
@@ -211,10 +211,10 @@ def take_hidden(m, saved, f0, columns, part, u, g):
 
 @jit
 def add_columns(m, a, panels, depth, first, count, columns, c, carry, wire):
-    """Set C[m, columns] to A B.
+    """Set C[m, columns] to A B; if `carry` is nonzero, add to C instead.
 
     A: m packed rows of `count` columns at `a`. B: `count` rows of the panels [depth, columns], from row `first` on.
-    carry: nonzero if the products are added to C instead. c: the address of an array of row addresses.
+    c: the address of an array of row addresses.
     """
     for j in range(0, columns, NR):
         mpi.tend(wire)

@@ -153,10 +153,9 @@ def packed_rows(form, rows, vectors, pitch, lanes, table, at_once, dot="", lean=
     least 1. pairs: the number of pairs of k in each group, at least 1. If there are several groups, each must have
     whole units of k. scales: the address of the scales, which take SCALE_BYTES for each group. x: the address of the
     sums of the first row's elements, one float32 for each group; those of the next row lie `x_pitch` bytes further.
-    Without zero points x is 0. parts:
-    the address of rows of 32 sums; if a group is longer than a call, its sums wait there between calls. flags: WHOLE,
-    or for a single group BEGINS, ENDS or neither. Rows must be padded with zeros to a whole unit. The kernel prefetches
-    codes `near` bytes ahead, line after line.
+    Without zero points x is 0. parts: the address of rows of 32 sums; if a group is longer than a call, its sums wait
+    there between calls. flags: WHOLE, or for a single group BEGINS, ENDS or neither. Rows must be padded with zeros to
+    a whole unit. The kernel prefetches codes `near` bytes ahead, line after line.
 
     at_once: how many whole groups are summed side by side; with one group at a time, the chain of additions would be
     slower than memory. dot: the name of LLVM's intrinsic for dot products, if rows are bfloat16; else "". lean: whether

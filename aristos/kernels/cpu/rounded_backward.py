@@ -105,7 +105,7 @@ def stored_bytes(hidden, ffn):
 
 @jit
 def take_hidden(m, saved, j, ffn, part, u, g):
-    """Copy up to 32 columns of m rows, from column j on, to u and g, as `expert.keep_hidden` wrote them.
+    """Copy up to 32 columns of m rows, from column j on, to u and g from the tape (`expert.keep_hidden`).
 
     saved: the address of an array of the rows' places. part: the number of bytes from a row's u to its g in such a
     place, or 0 if there is no g.
@@ -463,7 +463,7 @@ def blocks_bytes(hidden, ffn):
 
 @jit
 def round_exactly(to, source, n, block):
-    """Round n float32 without reading any beyond them. block: the address of space for 32 float32."""
+    """Round n float32 to bfloat16 without reading any beyond them. block: the address of space for 32 float32."""
     whole = n // WIDTH * WIDTH
     round_row(ELEMENT, to, source, whole)
     if whole < n:

@@ -33,7 +33,7 @@ def logit_gradients(count, logits, columns, ids, dw, k, code, renormalize, scale
 def combine_rows(count, y, stride, k, factors, rows, hidden):
     """Set y[t] to the sum over j < k of factors[t, j] * row [t, j], in order of j.
 
-    rows: the address of [count, k] row addresses, each of which is 0 if there is no row.
+    stride: bytes between rows of y. rows: the address of [count, k] row addresses; an address is 0 if there is no row.
     """
     for t in range(count):
         weights, addresses = factors + FLOAT * k * t, rows + 8 * k * t

@@ -32,7 +32,7 @@ from .packed_kernels import (
 )
 
 RING, LAG = 4, 2  # in blocks of 32 k: the size of the ring of `code_tiles`, and how far ahead it unpacks
-NEAR = 12288  # bytes between the codes that `code_tiles` reads and those that it prefetches
+NEAR = 12288  # bytes between the codes that are unpacked and those that are prefetched
 
 
 def _unpack_block(builder, form, lanes, table, words, codes, out, near=None):

@@ -1,6 +1,6 @@
 """Compiles a kernel of the catalogue to a cubin for one architecture, and keeps the cubin on disk, without a driver.
 
-Cubins are kept beside the code that is compiled for CPUs. A cubin's file is named by a hash of the cubin's sources. One
+Cubins are kept beside the code that is compiled for CPUs. A cubin's file is named by a hash of sources and tools. One
 process of a node compiles a kernel; other ranks there and later processes read the file. A damaged file is rebuilt. A
 file that other users could have written is refused (`kernel_cache/private.py`). Whole kernels are compiled; nothing is
 linked.

@@ -49,7 +49,7 @@ def _tile(kind: str) -> Tile:
 
 
 def blocks(tokens: int) -> int:
-    """How many blocks each launch has. A block has THREADS threads."""
+    """How many blocks of THREADS threads a launch has; `place` has at least one."""
     return -(-tokens // BLOCK)
 
 

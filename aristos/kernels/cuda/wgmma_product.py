@@ -1,8 +1,8 @@
 """A tile's product for warpgroups of sm_90a: cp.async copies rows, a bulk copy loads weights, and wgmma multiplies.
 
 The sums are the registers of `wgmma.mma_async`. The products of one chunk always run while the next chunks are copied;
-no warp is reserved for copies. A slot of shared memory is rewritten after every warpgroup has waited for the products
-that read it. The epilogue is the same as for other tiles.
+no warp is reserved for copies. A slot of shared memory is rewritten only after every warpgroup has waited for the
+products that read it. The epilogue is the same as for other tiles.
 """
 
 from __future__ import annotations
