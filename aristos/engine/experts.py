@@ -98,7 +98,7 @@ def take_own(job, st, c, expert, most):
 
 @jit
 def take_tile(job, st, c, source, expert, most):
-    """Add up to `most` rows of the front tile of `source` for `expert`, read in place from the ring, to a command.
+    """Add to a command up to `most` rows of the first pending tile of `source` for `expert`, to be read in the ring.
 
     Returns how many.
     """

@@ -2,10 +2,10 @@
 
 A call has a tape if its job's TAPED is set. TAPED points to a record for each rank, in memory that the caller holds
 until the backward call. When the owner reads a source's announcement, it takes places for the source's rows from its
-reserve: for all that SAVE asks, for less if that does not fit, or for nothing. The owner's return records say what it
-keeps. In the backward call the source sends rows [dy] to an owner that keeps x, and rows [dy | x] to others. The places
-of a source's rows are in the source's packed order. Of own rows only hidden activations are kept, because the caller
-has their x.
+own reserve: for all that SAVE asks, for less if that does not fit, or for nothing. The owner's return records say what
+it keeps. In the backward call the source sends rows [dy] to an owner that keeps x, and rows [dy | x] to others. The
+places of a source's rows are in the source's packed order. Of own rows only hidden activations are kept, because the
+caller has their x.
 """
 
 from kernel_cache.compile import jit

@@ -34,7 +34,7 @@ def write_text(target: Path, text: str) -> None:
 
 
 def write_bytes(target: Path, content: bytes) -> None:
-    """Replace a file's content by these bytes, as `write_text` does."""
+    """Replace a file's content by bytes, and keep its mode. If that fails, the old file stays, and OSError names it."""
     try:
         with beside(target) as path:
             path.write_bytes(content)
