@@ -118,7 +118,7 @@ JOB_SCALARS = _words("""
     WORKERS | tile | workers | workers that take part
     HELD | object | experts | experts that this rank holds
     COMPUTED | object | experts | experts that this rank may compute: first held ones, then readable ones of local peers
-    STAY_ROWS | object | rows | fewest rows for a foreign expert that stay, see staying.py | cpu
+    STAY_ROWS | object | rows | rows for a foreign expert stay if they are at least as many, see staying.py | cpu
     READING_ROWS | object | rows | rows whose arithmetic takes as long as reading their expert's weights | cpu
     BUSIEST_DECIDES | object | flag | the busiest rank's work also decides whether rows stay | cpu
     MAX_COMPUTED | engine | experts | most experts that a rank may compute
@@ -277,7 +277,7 @@ STATE_WORDS = [
     Word("BLOCKS_LEFT", "blocks of tokens that are not combined", "blocks", LOCK),
     Word("READY_NEXT", "first entry of `ready` that no worker has claimed", "entry", LOCK),
     Word("NEXT_DEST", "owner that is tried first for the next tile", "rank", LOCK),
-    Word("NEXT_EXPERT", "held expert that is examined first for rows to compute", "expert", LOCK),
+    Word("NEXT_EXPERT", "expert, of those that this rank may compute, that is examined first for rows", "expert", LOCK),
     Word("PROGRESS", "commands published since the engine was made", "commands", LOCK),
     Word("FAILED", "0, or the cause of the failure", "cause", FAILS),
     Word("BAD_WORD", "0, or which word of a peer is out of its bounds, see bounds.py", "", FAILS),
@@ -356,7 +356,7 @@ TABLES = [
         "stream_answered", PEER, "digest of the accepted words of a remote source's stream", "address", HOST, CPU
     ),
     StateTable("put_bell", PEER, "where this rank's bell lies in a remote peer's window, 0: none", "bytes", HOST, CPU),
-    StateTable("put_stream_bell", PEER, "where its stream's bell lies there, if it has a stream", "bytes", HOST, CPU),
+    StateTable("put_stream_bell", PEER, "where the bell of this rank's stream lies in that window", "bytes", HOST, CPU),
     StateTable("sent_rows", PEER, "ring rows used in the stream at a peer", "rows"),
     StateTable("sent_tiles", PEER, "tiles sent into the stream at a peer", "tiles"),
     StateTable("due_tiles", PEER, "tiles sent that an owner must return", "tiles"),
@@ -368,7 +368,7 @@ TABLES = [
     StateTable("free_tiles", PEER, "tiles of a source whose rows are free again", "tiles"),
     StateTable("freed_rows", PEER, "ring rows freed: the credit given", "rows"),
     StateTable("staged_tiles", PEER, "tiles up to which this rank has no output left to stage", "tiles"),
-    StateTable("staged_rows", PEER, "ring rows of these tiles", "rows"),
+    StateTable("staged_rows", PEER, "ring rows of the tiles that staged_tiles counts", "rows"),
     StateTable("unsummed", PEER, "computed tiles of a source whose tokens' sums are not computed", "tiles"),
     StateTable("summing", PEER, "a worker adds up outputs for the source", "flag"),
     StateTable("put_rows", PEER, "ring rows that were put and flushed", "rows", WIRE),
@@ -459,7 +459,7 @@ _ARGUMENTS = (
     Field("first", 1, "first token", "token", "ROUTE, COMBINE"),
     Field("owner", 1, "rank to which the rows go", "rank", "DISPATCH, BUNDLE"),
     Field("source", 1, "rank from which the rows came", "rank", "SUM"),
-    Field("expert", 1, "held expert", "expert", "EXPERT, LIST, SHARE"),
+    Field("expert", 1, "expert, of those that this rank may compute", "expert", "EXPERT, LIST, SHARE"),
     Field("packed", 2, "first packed row", "packed row", "DISPATCH"),
     Field("token", 2, "first token, until the bundle is written", "token", "BUNDLE"),
     Field("crossing", 2, "rows that cross, after the bundle is written", "rows", "BUNDLE"),

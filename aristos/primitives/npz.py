@@ -73,7 +73,8 @@ def read(raw: BinaryIO, most: int | None = None) -> dict[str, NDArray[Any]]:
                 raise ValueError(f"{member.filename} is compressed in a way that numpy does not write")
             left -= member.file_size
             if left < 0:
-                raise ValueError(f"the arrays have far more bytes than the file, or more than {MOST} bytes")
+                limit = "" if most is None else f", or more than {most} bytes"
+                raise ValueError(f"the arrays have far more bytes than the file{limit}")
             array = _member(archive, member)
             if array is not None:
                 found[member.filename.removesuffix(".npy")] = array

@@ -43,7 +43,8 @@ def build_all(archs: Sequence[str], out: Path, listings: Sequence[Listing], patt
     wanted = [(name, arch) for name, arch in every if re.search(pattern, f"{name}.{arch}")]
     if not wanted:
         raise InputError(
-            f"--kernels must match a kernel's name, got {pattern!r}; names are {', '.join(sorted(dict(every)))}"
+            f"--kernels must match NAME.ARCH of a kernel, got {pattern!r};"
+            f" names are {', '.join(sorted(dict(every)))}, architectures {', '.join(archs)}"
         )
     out.mkdir(parents=True, exist_ok=True)
     names: dict[str, list[str]] = {}
