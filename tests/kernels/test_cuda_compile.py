@@ -509,7 +509,9 @@ def test_unknown_architectures_and_kernels_are_refused(tmp_path, capsys):
     assert main(["--arch", " , ", "--out", str(tmp_path)]) == 1
     assert "got nothing" in capsys.readouterr().err
     assert main(["--kernels", "gemm_f8", "--out", str(tmp_path)]) == 1
-    assert "--kernels must match a kernel's name, got 'gemm_f8'; names are begin, drop, fail" in capsys.readouterr().err
+    refused = capsys.readouterr().err
+    assert "--kernels must match NAME.ARCH of a kernel, got 'gemm_f8'; names are begin, drop, fail" in refused
+    assert f"architectures {', '.join(assemble.TARGETS)}" in refused
     assert main(["--kernels", "(", "--out", str(tmp_path)]) == 1
     assert "error: " in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
