@@ -79,7 +79,7 @@ def _units_of_all(text: str) -> list[str]:
 def _with_unit(text: str, units: dict[str, float]) -> float:
     unit = text.lstrip("0123456789.")
     if unit not in units:
-        raise argparse.ArgumentTypeError(f"must be numbers with a unit of {', '.join(units)}, got {text!r}")
+        raise argparse.ArgumentTypeError(f"must be numbers with one of the units {', '.join(units)}, got {text!r}")
     value = float(text.removesuffix(unit)) * units[unit]
     if not 0 < value < math.inf:
         raise argparse.ArgumentTypeError(f"must be above 0 and finite, got {text!r}")

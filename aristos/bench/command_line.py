@@ -41,14 +41,14 @@ def make_parser(prog: str = "python -m aristos.bench") -> argparse.ArgumentParse
         f"suites on GPUs (--backend cuda), timed by CUDA events:\n{_listing('cuda')}\n\n"
         f"without ranks: {prog} floors, bounds of the CUDA kernels on published GPUs\n\n"
         f"presets (--preset):\n{models.listing()}\n\n"
-        "exit codes: 0 fine, 1 wrong result, 2 usage, 3 environment",
+        "exit codes: 0 fine, 1 wrong result or crash, 2 wrong options, 3 no MPI, package or memory, 130 interrupted",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=__version__)
     parser.add_argument(
         "suites", nargs="*", metavar="SUITE", help=f"what to measure (default, two minutes in all: {usual})"
     )
-    shape = parser.add_argument_group("shape")
+    shape = parser.add_argument_group("shape (default: the preset's)")
     shape.add_argument(
         "--preset",
         metavar="NAME",
@@ -68,7 +68,8 @@ def make_parser(prog: str = "python -m aristos.bench") -> argparse.ArgumentParse
     shape.add_argument(
         "--routing",
         metavar="FILE.npz|NAME",
-        help="a recorded routing (expert_ids [tokens, layers, k], or counts), or router, uniform, zipf, one",
+        help="a recorded routing (expert_ids [tokens, layers, k], or counts), or router (usual), uniform, zipf,"
+        " one (only experts of rank 0)",
     )
     run = parser.add_argument_group("run")
     run.add_argument(
@@ -92,7 +93,7 @@ def make_parser(prog: str = "python -m aristos.bench") -> argparse.ArgumentParse
         "--seconds",
         type=seconds,
         metavar="S",
-        help="time for all suites together; every row gets a few calls, even if they need more time",
+        help="time for all suites together (default: 25 for each SUITE); a row gets a few calls even if that is longer",
     )
     run.add_argument("--timeout", type=seconds, metavar="S", help="the longest wait in a call (default: MoE's timeout)")
     run.add_argument("--seed", type=not_negative, metavar="N", help="seed of tokens and weights (%(default)s)")
@@ -113,7 +114,7 @@ def make_parser(prog: str = "python -m aristos.bench") -> argparse.ArgumentParse
     links.add_argument("--rate", type=bandwidths, metavar="R,..", help="bandwidths to emulate (100,25,10,1GB/s)")
     output = parser.add_argument_group("output")
     output.add_argument("--json", action="store_true", help="print JSON instead of tables")
-    output.add_argument("--out", metavar="FILE.h5", help="results file to append to; 'none': write no file")
+    output.add_argument("--out", metavar="FILE.h5", help="results file to append to, or none (%(default)s)")
     output.add_argument("--watch", action="store_true", help="live bars on stderr: the last calls of every rank")
     output.add_argument("--timeline", metavar="FILE.json", help="write a Perfetto timeline of one call on every rank")
     parser.set_defaults(**dataclasses.asdict(Options()))

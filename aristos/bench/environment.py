@@ -57,7 +57,7 @@ def hold_blas(threads: int) -> str:
     try:
         maps = Path("/proc/self/maps").read_text().splitlines()
     except OSError:
-        return "the number of BLAS threads was not set: /proc/self/maps is missing"
+        return "the number of BLAS threads was not set: /proc/self/maps cannot be read"
     libraries = {line.split()[-1] for line in maps if any(n in line.lower() for n in ("openblas", "mkl_rt", "blis"))}
     done = []
     for path in sorted(libraries):

@@ -242,9 +242,9 @@ def _still_slow(suspects: Slower, after: Slower) -> Slower:
 
 def _faults(classes: list[list[str]], hosts: list[str], slower: Slower) -> list[str]:
     return [
-        f"puts from rank {a} ({hosts[a]}) to rank {b} ({hosts[b]}) take {times:.1f} times as long as others of"
-        f" class {classes[a][b]}, in two measurements (more than {SLOW:g} is a fault): check that link, its"
-        " adapters and cables, and whether other jobs compute at one of its ends"
+        f"puts from rank {a} ({hosts[a]}) to rank {b} ({hosts[b]}) take {times:.1f} times as long as over other"
+        f" links of class {classes[a][b]}, in two measurements (more than {SLOW:g} times is a fault): check that link,"
+        " its adapters and cables, and whether other jobs compute on one of the two hosts"
         for a, b, times in slower
     ]
 

@@ -152,7 +152,7 @@ def _of_counts(path: str, counts: NDArray[Any], tokens: NDArray[Any]) -> dict[st
     top_k, rest = divmod(int(counts[0, 0].sum()), int(lengths[0]))
     if rest or (counts.sum(axis=2) != top_k * lengths[:, None]).any() or top_k < 1:
         raise InputError(
-            f"{path}: the counts of every sequence and layer must sum to its tokens times k, with one k in the file"
+            f"{path}: the counts of every sequence and layer must sum to its tokens times k, with the same k in all"
         )
     if counts.min() < 0 or (counts.max(axis=(1, 2)) > lengths).any():
         raise InputError(f"{path}: a count must be in 0..tokens of its sequence, got {counts.min()}..{counts.max()}")
@@ -170,7 +170,7 @@ def _checked_ids(path: str, arrays: dict[str, NDArray[Any]]) -> NDArray[np.integ
     if ids is None or ids.ndim != 3 or ids.size == 0 or not np.issubdtype(ids.dtype, np.integer):
         raise InputError(
             f"{path} must hold expert_ids, integers [tokens, layers, k]; it holds "
-            + ", ".join(f"{key} {value.dtype} {list(value.shape)}" for key, value in arrays.items())
+            + (", ".join(f"{key} {value.dtype} {list(value.shape)}" for key, value in arrays.items()) or "no array")
         )
     low, high = int(ids.min()), int(ids.max())
     if low < -1 or not 0 <= high <= LARGEST_ID:
@@ -193,7 +193,7 @@ def _checked_weights(path: str, arrays: dict[str, NDArray[Any]], ids: NDArray[np
     given = arrays[key]
     if given.shape != ids.shape or given.dtype.kind not in "iuf":
         raise InputError(
-            f"{path}: {key} must be numbers in the shape of expert_ids {ids.shape}, got {given.dtype} {given.shape}"
+            f"{path}: {key} must be numbers with the shape of expert_ids {ids.shape}, got {given.dtype} {given.shape}"
         )
     with np.errstate(over="ignore"):  # infinities raise an error below
         weights = given.astype(np.float32) * np.float32(1e-4 if key == "gate_weight_1e4" else 1)

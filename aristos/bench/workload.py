@@ -126,7 +126,8 @@ class Workload:
 
         Raises InputError if the layer has fewer experts than the trace."""
         if trace.experts > self.cfg.experts:
-            raise InputError(f"experts must be at least {trace.experts}, as in {trace.path}, got {self.cfg.experts}")
+            names = f"because {trace.path} names expert {trace.experts - 1}"
+            raise InputError(f"experts must be at least {trace.experts}, {names}, got {self.cfg.experts}")
         return Call(self.tokens(len(tokens), layer), *trace.at(tokens, layer))
 
     def routed(self, call: Call) -> tuple[routing.Ids, NDArray[np.float64]]:

@@ -330,7 +330,7 @@ def test_a_chain_that_fails_is_left_out(monkeypatch):
     monkeypatch.setattr(torch_layer.Chain, "compute", fails)
     sheet, _ = measured("layer", tokens=(6,)).sheets
     assert {r["what"] for r in sheet.records} == {layer_gpu.CALLED, layer_gpu.GRAPH}
-    why = "calls of 6 tokens are not timed, PyTorch failed with RuntimeError: CUDA out of memory"
+    why = "calls of 6 tokens are not timed: PyTorch failed with RuntimeError: CUDA out of memory"
     assert sheet.notes[-2:] == [f"{rival.CHAIN}, {way}: {why}" for way in torch_layer.WAYS]
 
 

@@ -69,10 +69,10 @@ def test_rates_above_half_of_the_copy_are_marked():
 def test_the_sentence_names_the_best_and_the_worst_point():
     good, bad = record(10, 5, 4, 2.0, 1.0), record(10, 20, 4, 50.0, 100.0)
     assert overlap._sentence("a", [good]) == (
-        "a: fused is at most 2.00 times as fast as bulk, at 2 us and 1 GB/s; it pays at every point."
+        "a: fused is at most 2.00 times as fast as bulk, at 2 us and 1 GB/s; fused is not slower at any point."
     )
     assert overlap._sentence("a", [good, bad]).endswith(
-        "; at 1 of 2 points it is slower, and slowest at 50 us and 100* GB/s (0.50 times as fast)."
+        "; fused is slower than bulk at 1 of 2 points, most at 50 us and 100* GB/s (0.50 times as fast as bulk)."
     )
 
 

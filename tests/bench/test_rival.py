@@ -90,7 +90,7 @@ def test_the_faster_way_is_kept():
 @pytest.mark.parametrize("failure", FAILS)
 def test_a_way_that_fails_on_one_rank_leaves_the_other_way(failure):
     first, second = chosen({"grouped": failure, "loop": (2.0, 0.0)})
-    start = f"{rival.CHAIN_MPI}, grouped: calls of 6 tokens are not timed, "
+    start = f"{rival.CHAIN_MPI}, grouped: calls of 6 tokens are not timed: "
     assert first == ("loop", [f"{start}PyTorch failed on another rank"])
     assert second == ("loop", [start + rival.said(failure)])
 

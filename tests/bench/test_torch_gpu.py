@@ -139,4 +139,5 @@ def test_without_a_compiler_pytorchs_own_kernels_are_used_and_the_page_says_why(
     monkeypatch.setattr(made, "_graphs", lambda *given: (None, "one graph"))
     (chain,) = made.chains(SimpleNamespace(count=6, error=lambda call, out: 0.0)).values()
     assert chain.used == f"PyTorch 2.11.0, grouped, {'not compiled' if fails else 'compiled'}, one graph"
-    assert ("not compiled: PyTorch failed with SyntaxError: no C compiler" in made.notes) == fails
+    why = "torch.compile failed, so the chain is not compiled: PyTorch failed with SyntaxError: no C compiler"
+    assert (why in made.notes) == fails

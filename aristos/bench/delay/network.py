@@ -137,7 +137,7 @@ def check_ranks(nodes: Nodes) -> None:
     if not nodes.single:
         raise InputError(f"links of pairs of ranks connect ranks of one node, got {nodes.count} nodes")
     if count > most:
-        raise InputError(f"emulated links connect at most {most} ranks, got {count}")
+        raise InputError(f"emulated links connect at most {most} ranks, got {count}: start fewer ranks")
 
 
 class Emulated:
@@ -258,7 +258,8 @@ class Network(Emulated):
         self.bulk.at_once(call, nbytes)
         if not leave(self._from, self._links, self._free, self.rank, self._turn, LIMIT_NS):
             raise WaitTimeout(
-                f"rank {self.rank} waited {LIMIT_NS / 1e9:g} s for the other ranks to enter a collective of MPI"
+                f"rank {self.rank} waited {LIMIT_NS / 1e9:g} s for the other ranks to enter an MPI collective: check"
+                " whether all ranks still run"
             )
 
     def ping(self, nbytes: int, rounds: int) -> float:
@@ -274,7 +275,8 @@ class Network(Emulated):
             spent = pings(to, back, nbytes, self._pinged, rounds, self.rank == 0)
             if spent < 0:
                 raise WaitTimeout(
-                    f"rank {self.rank} waited too long for a word of rank {peer}: check whether rank {peer} still runs"
+                    f"rank {self.rank} waited {LIMIT_NS / 1e9:g} s for a word of rank {peer}: check whether rank {peer}"
+                    " still runs"
                 )
             taken = spent * 1e-9 / (2 * rounds)
         self._pinged += rounds + 1

@@ -19,7 +19,7 @@ import numpy as np
 
 from ...config import MoEConfig
 from ...errors import EnvironmentProblem
-from ..context import WRONG_RIVAL
+from ..context import WRONG_RIVAL, counted
 from ..workload import Workload
 from . import torch_layer
 from .alltoall import Nccl, Staged
@@ -179,11 +179,11 @@ class Rival:
         """
         gpu, work, place = self.gpu, self.work, self.place
         found: list[tuple[bool, float, Chain]] = []  # whether the chain is wrong, its seconds, the chain
-        untimed = f"calls of {played.count} tokens are not timed"
+        untimed = f"calls of {counted(played.count, 'token')} are not timed"
         try:
             out, via = self._together(partial(self._prepared, played, exchange))
         except EnvironmentProblem as failed:
-            self._note(f"{name}: {untimed}, {failed}")
+            self._note(f"{name}: {untimed}: {failed}")
             return None
         for way in place.ways(work.cfg):
             try:
@@ -191,16 +191,16 @@ class Rival:
                     call, graphs = self._graphs(played, way, out, via)
                     mine = self._together(lambda: min(gpu.seconds(call) for _ in range(TRIES)))  # noqa: B023
             except EnvironmentProblem as failed:
-                self._note(f"{name}, {way}: {untimed}, {failed}")
+                self._note(f"{name}, {way}: {untimed}: {failed}")
                 continue
             seconds, error = work.world.largest(mine), played.error(call, out)
             if place.uncompiled:
-                self._note(f"not compiled: {place.uncompiled}")
+                self._note(f"torch.compile failed, so the chain is not compiled: {place.uncompiled}")
             fused = "not compiled" if place.uncompiled else "compiled"
             chain = Chain(call, out, f"PyTorch {place.torch.__version__}, {way}, {fused}, {graphs}")
             found.append((not work.passes(error), seconds, chain))
             if not work.passes(error):
-                self._note(f"{name}, {way}: {WRONG_RIVAL}, error {error:.1e} for {played.count} tokens")
+                self._note(f"{name}, {way}: {WRONG_RIVAL}, error {error:.1e} for {counted(played.count, 'token')}")
         return min(found, key=lambda each: each[:2])[2] if found else None
 
     def _note(self, text: str) -> None:

@@ -48,7 +48,7 @@ def refuse_unless_known(what: str, name: str, known: Iterable[str]) -> None:
     if name not in known:
         has = ", ".join(known)
         raise EnvironmentProblem(
-            f"PyTorch is not compared: {__name__} computes the {what}s {has}, got {name!r}: add it to that file"
+            f"PyTorch is not compared: {__name__} computes only the {what}s {has}, got {name!r}: add {name!r} there"
         )
 
 

@@ -157,7 +157,7 @@ def _sentence(tokens: int, records: list[dict[str, Any]]) -> str:
         factor = f", {record['busiest_over_mean']:.2f}x" if record["limit"] == "imbalance" else ""
         return f"{record['schedule']} is limited by {record['limit']}{factor}"
 
-    return f"{tokens} tokens per rank: {'; '.join(map(words, records))}"
+    return f"{counted(tokens, 'token')} per rank: {'; '.join(map(words, records))}"
 
 
 def _record(work: Workload, m: LayerTimes, schedule: str) -> dict[str, Any]:

@@ -486,11 +486,11 @@ def _sentence(case: str, records: list[dict[str, Any]]) -> str:
 
     text = f"{case}: fused is at most {best['speedup']:.2f} times as fast as bulk, at {at(best)}"
     if not losing:
-        return f"{text}; it pays at every point."
+        return f"{text}; fused is not slower at any point."
     worst = min(losing, key=lambda r: r["speedup"])
     return (
-        f"{text}; at {len(losing)} of {len(records)} points it is slower, and slowest at {at(worst)}"
-        f" ({worst['speedup']:.2f} times as fast)."
+        f"{text}; fused is slower than bulk at {len(losing)} of {len(records)} points, most at {at(worst)}"
+        f" ({worst['speedup']:.2f} times as fast as bulk)."
     )
 
 

@@ -379,8 +379,9 @@ def terms(
 
 
 def _title(ctx: Context, shape: Any, tokens: int, threads: int) -> str:
-    where = f"{counted(ctx.world.size, 'rank')} x {counted(threads, 'thread')}, {len(set(nodes_of(ctx)))} nodes"
-    return f"plan: {shape}, {tokens} tokens per rank, {where}"
+    nodes = counted(len(set(nodes_of(ctx))), "node")
+    where = f"{counted(ctx.world.size, 'rank')} x {counted(threads, 'thread')}, {nodes}"
+    return f"plan: {shape}, {counted(tokens, 'token')} per rank, {where}"
 
 
 def _notes(problem: Problem, records: list[dict[str, Any]]) -> list[str]:
@@ -390,7 +391,7 @@ def _notes(problem: Problem, records: list[dict[str, Any]]) -> list[str]:
     rates = f"{problem.rate.min() * 1e3:.1f} to {problem.rate.max() * 1e3:.1f}"
     without = [name for name, (_, cost) in all_baselines(problem).items() if not np.isfinite(cost.objective_us)]
     return [
-        *(f"{name}: a group cannot hold all experts" for name in without),
+        *(f"{name} is not measured: one of its groups cannot hold all experts" for name in without),
         *(f"{r['plan']}: groups {' '.join('+'.join(map(str, g)) for g in r['groups'])}" for r in steps),
         f"set links: {NODE[0]:g} us + {NODE[1]:g} us per MiB within a node, else {NET[0]:g} us + {NET[1]:g} us per MiB;"
         f" rates measured: {rates} GFLOP/s",

@@ -141,7 +141,8 @@ def run(ctx: Context, gpu: BenchGpu) -> Result:
             each.entry.times["stage"] = gathered(world, found[each.entry.name])
         world.barrier()
     sheet = Sheet(
-        f"plan on {gpu.device.name}: {shape}, {tokens} tokens per rank, {counted(world.size, 'rank')}", COLUMNS
+        f"plan on {gpu.device.name}: {shape}, {counted(tokens, 'token')} per rank, {counted(world.size, 'rank')}",
+        COLUMNS,
     )
     sheet.records = [_record(work, each, entries[0]) for each in entries]
     sheet.notes = _notes(problem)

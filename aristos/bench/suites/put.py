@@ -134,7 +134,7 @@ def _sheet(ctx: Context, transport: str, found: PutTimes, pairs: np.ndarray) -> 
     for segment in whole.segments:
         sheet.notes.append(f"{bytes_text(segment.first)} to {bytes_text(segment.last)}: {segment}")
     worst = max(fit.alpha_beta(sizes, pair).residual for pair in median)
-    sheet.notes.append(f"{whole.trust}; of single pairs up to {worst:.1%}")
+    sheet.notes.append(f"{whole.trust}; up to {worst:.1%} for the fit of a single pair")
     return sheet
 
 

@@ -94,7 +94,9 @@ def run(ctx: Context) -> Result:
     sheet = Sheet(f"replay: {ctx.trace.path}, {shape}, {counted(ctx.world.size, 'rank')}", COLUMNS)
     for phase in done:
         sheet.records += _records(work, phase, list(layers))
-    sheet.notes.append(f"{ctx.trace.layers} recorded layers in turn, {len(ctx.trace.lengths)} sequences")
+    sheet.notes.append(
+        f"{counted(ctx.trace.layers, 'recorded layer')} in turn, {counted(len(ctx.trace.lengths), 'sequence')}"
+    )
     return Result(all(p.right for p in done), [sheet], [_table(ctx, p, list(layers)) for p in done], ran)
 
 

@@ -108,7 +108,7 @@ def run(ctx: Context, gpu: BenchGpu) -> Result:
     if rival is not None:
         rival.close()
     moe.close()
-    sheet.notes.append(f"{trace.layers} recorded layers in turn, {len(trace.lengths)} sequences")
+    sheet.notes.append(f"{counted(trace.layers, 'recorded layer')} in turn, {counted(len(trace.lengths), 'sequence')}")
     sheet.notes += notes
     return Result(sheet.ok, [sheet], [_table(ctx, phase, notes) for phase in done], [done[0].steps[0].played.ran])
 
