@@ -122,7 +122,7 @@ class Checkpoint:
         options.refuse_unknown(self.model_type)
         if not self._layers:
             raise CheckpointError(
-                f"{self._where}: at least one layer of a {self.model_type} must be MoE, but its options name none"
+                f"{self._where} must name at least one MoE layer for model_type {self.model_type}, got none"
             )
         self._quantised = methods.options({**self._directory.config, **self._config}, str(self._where))
         self.quantisation = self._quantised.method
@@ -416,10 +416,10 @@ class Checkpoint:
         found = {match[0] for name in self._directory.where if (match := ends.match(name))}
         found = {prefix for prefix in found if not prefix.startswith(OUTSIDE)}
         if len(found) != 1:
-            what = f"several models ({', '.join(map(shown, sorted(found)))})" if found else "no such tensor"
+            what = f"it for several models ({', '.join(map(shown, sorted(found)))})" if found else "none"
             raise CheckpointError(
-                f"{self.path}: layer {number} of a {self.model_type} has tensors {shown('...' + below + min(probes))},"
-                f" but this directory has {what}: is the download complete?"
+                f"{self.path}: layer {number} of model_type {self.model_type} must have a tensor"
+                f" {shown('...' + below + min(probes))}, but this directory has {what}: is the download complete?"
             )
         return found.pop()
 
@@ -443,7 +443,7 @@ class Checkpoint:
             tried = sorted({shown(prefix + stored.probe) for way in part for stored in way.values()})
             raise CheckpointError(
                 f"{self.path} has none of the tensors {', '.join(tried[:6])}{' and others' if len(tried) > 6 else ''},"
-                f" which a {self.model_type} must have: is the download complete?"
+                f" one of which model_type {self.model_type} needs: is the download complete?"
             )
         if len(there) == 1:
             return there[0]
@@ -451,8 +451,8 @@ class Checkpoint:
         names = [{stored.probe for stored in way.values()} for way in fitting]
         if len(fitting) > 1 and names[0] == names[1]:
             raise CheckpointError(
-                f"{self.path}: tensor {shown(prefix + min(names[0]))} may be stored [in, out] or [out, in], because its"
-                " shape fits both: read it yourself and pass it to MoE.load_expert"
+                f"{self.path}: the shape of tensor {shown(prefix + min(names[0]))} fits both [in, out] and [out, in],"
+                " so its order is unknown: read the tensor yourself and pass it to MoE.load_expert"
             )
         return (fitting or there)[0]
 
@@ -494,8 +494,8 @@ class Checkpoint:
 
     def _refuse_tensor(self, name: str, number: int) -> NoReturn:
         why = (
-            f"is not known for a {self.model_type}, so its effect is not known: read the layer yourself and pass its"
-            " weights to MoE.load_expert"
+            f"is not known for model_type {self.model_type}, so its effect is not known: read the layer yourself and"
+            " pass the layer's weights to MoE.load_expert"
         )
         if "shared" in name and not self._stored(number).options.get("shared_ffn"):
             why = (
@@ -704,7 +704,7 @@ class Checkpoint:
         for name in reader.stored_arrays:
             if name.startswith(LATE) or name == "expert_scale":
                 raise CheckpointError(
-                    f"{self.path}: the experts of a layer must have only weights and biases, got {name}"
+                    f"{self.path}: the experts of layer {number} must have only weights and biases, got {name}"
                 )
         stored_arrays = [reader.stored_arrays[name] for name in EXPERT if name in reader.stored_arrays]
         return {reader.prefix + tensor for stored in stored_arrays for tensor in stored.tensors(cfg.experts)}

@@ -79,8 +79,9 @@ def nllb(o: Options) -> dict[int, StoredLayer]:
     o.only(second_expert_policy="all", router_dtype="float32")
     o.ignore("router_ignore_padding_tokens", "expert_capacity")  # they concern the capacity in training
     o.ignore("batch_prioritized_routing", "normalize_router_prob_before_dropping")  # without drops they do nothing
-    if o.number("moe_eval_capacity_token_fraction") < 1:
-        o.refuse("moe_eval_capacity_token_fraction must be at least 1: Aristos renormalises before it drops a choice")
+    if (fraction := o.number("moe_eval_capacity_token_fraction")) < 1:
+        why = "because Aristos renormalises before it drops a choice"
+        o.refuse(f"moe_eval_capacity_token_fraction must be at least 1, {why}, got {fraction:g}")
     dropout = o.number("moe_token_dropout")
     if dropout >= 1:
         o.refuse(f"moe_token_dropout must be below 1, got {dropout:g}")

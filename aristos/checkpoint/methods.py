@@ -143,8 +143,8 @@ def _weights(d: Declared) -> int:
     strategy = d.one_of("strategy", STRATEGIES, "channel")
     if of == "float" and (not symmetric or (bits == 4) != (strategy == "group")):
         d.refuse(
-            f"has floats of {bits} bits, symmetric {symmetric}, by {strategy}, but Aristos reads only symmetric floats,"
-            " of 8 bits by channel, tensor or block, and of 4 bits by group"
+            f"has floats of {bits} bits with symmetric {symmetric} and strategy {strategy}, but Aristos reads only"
+            " symmetric floats: of 8 bits by channel, tensor or block, and of 4 bits by group"
         )
     if strategy == "block" and d.found.get("block_structure") not in (None, list(BLOCK)):
         d.refuse(f"has block_structure {shown(d.found['block_structure'])}, but Aristos reads only {list(BLOCK)}")

@@ -163,7 +163,8 @@ def _group(m: Matrix, suffix: str) -> int:
     fits = [size for size in m.options.groups or (0,) if groups == (depth // size if size else 1)]
     if not fits:
         sizes = ", ".join(str(size) if size else "a column" for size in m.options.groups or (0,))
-        m.refuse(suffix, f"has {groups} groups for {depth} inputs, but quantization_config has groups of {sizes}")
+        many = f"{groups} group{'s' * (groups != 1)}"
+        m.refuse(suffix, f"has {many} for {depth} inputs, but quantization_config has groups of {sizes}")
     return fits[0]
 
 
@@ -233,10 +234,9 @@ def _scaled_kind(m: Matrix) -> WeightType:
     if scales.endswith("_inv") or (name == "fp8" and not by_row and not whole):
         half = m.outputs.start or m.outputs.stop or 0
         if name != "fp8" or m.options.block != BLOCK or half % BLOCK[1] or (m.outputs.step or 1) != 1:
-            what = f"has a scale for blocks of {list(m.options.block)}"
-            m.refuse(
-                "", f"{what}, but packed weights of fp8 need a scale for each whole block of {list(BLOCK)}", EXPAND
-            )
+            what = f"has dtype {entry.dtype} and scales for blocks of {list(m.options.block)}"
+            needs = f"dtype F8_E4M3 and blocks of {list(BLOCK)}, none of which has outputs of both gate and up"
+            m.refuse("", f"{what}, but packed weights need {needs}", EXPAND)
         return packed_type("fp8", scale=scale)
     if by_row and m.in_out and not whole:
         m.refuse("", "has a scale for each input, which packed weights cannot have", EXPAND)

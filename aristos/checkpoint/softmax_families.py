@@ -181,12 +181,12 @@ def dbrx(o: Options) -> dict[int, StoredLayer]:
     """models/dbrx: softmax, k best, divided by their 1-norm; all experts' rows follow each other, down is [in, out]."""
     inner = o.get("ffn_config")
     if not isinstance(inner, dict):
-        o.refuse("ffn_config must be an object")
+        o.refuse(f"ffn_config must be a JSON object, got {shown(inner)}")
     f = Options(inner, o.where, {"ffn_act_fn": {"name": "silu"}})
     act = f.get("ffn_act_fn")
     name = act.get("name") if isinstance(act, dict) else None
     if not isinstance(name, str) or name not in ACTIVATIONS or set(act) != {"name"}:
-        o.refuse(f"ffn_act_fn must have only a name of {', '.join(ACTIVATIONS)}, got {shown(act)}")
+        o.refuse(f"ffn_act_fn must have only a name, one of {', '.join(ACTIVATIONS)}, got {shown(act)}")
     f.ignore("moe_normalize_expert_weights")
     norm = inner.get("moe_normalize_expert_weights", 1)  # null: not normalised
     if norm not in (None, 1):

@@ -152,7 +152,7 @@ class LayerReader:
             if entry.shape != shape:
                 self._refuse_shape(name, shape, entry.shape)
             if entry.dtype not in ("U8", "F8_E8M0"):
-                self.directory.refuse(name, f" of mxfp4 must have dtype U8, got {entry.dtype}")
+                self.directory.refuse(name, f" of mxfp4 must have dtype U8 or F8_E8M0, got {entry.dtype}")
         return {blocks, scales}
 
     def _refuse_shape(self, name: str, wanted: tuple[int, ...], got: tuple[int, ...]) -> None:

@@ -114,7 +114,7 @@ def test_a_trace_made_of_counts_has_these_counts(tmp_path):
         ({"tokens": np.array([7, 0, 12])}, "integers above 0"),
         ({"tokens": np.array([7, 1])}, r"tokens int64 \[2\]"),
         ({"counts": np.zeros((3, 2, 6))}, "counts float64"),
-        ({"counts": np.zeros((3, 2, 6), int)}, "with one k in the file"),
+        ({"counts": np.zeros((3, 2, 6), int)}, "with the same k in all"),
         ({"counts": np.full((3, 2, 1), [[[14]], [[2]], [[24]]])}, r"in 0\.\.tokens of its sequence, got 2\.\.24"),
     ],
 )

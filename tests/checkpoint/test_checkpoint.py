@@ -70,7 +70,7 @@ def test_a_shared_expert_that_config_json_does_not_name_is_refused(tmp_path):
         ),
         (
             lambda t: t.update({"model.layers.1.mlp.experts.0.up_proj.bias": np.zeros(F, np.float32)}),
-            "'model.layers.1.mlp.experts.0.up_proj.bias' is not known for a olmoe",
+            "'model.layers.1.mlp.experts.0.up_proj.bias' is not known for model_type olmoe",
         ),
         (
             lambda t: t.update({"model.layers.1.mlp.gate.weight": np.zeros((E, H), np.int8)}),

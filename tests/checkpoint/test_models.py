@@ -174,7 +174,7 @@ def test_layers_are_those_that_have_tensors(tmp_path, capsys):
     for number in encoder.layers:
         encoder.check(number)
     with pytest.raises(
-        CheckpointError, match=r"layer 5 of a switch_transformers has tensors .* is the download comple"
+        CheckpointError, match=r"layer 5 of model_type switch_transformers must have .* is the download comple"
     ):
         encoder.check(5)
     assert command.main(["inspect", str(tmp_path / "encoder")]) == 1

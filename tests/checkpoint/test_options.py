@@ -103,7 +103,7 @@ def test_what_is_not_known_is_refused_by_name(tmp_path, change, words):
                     "ffn_act_fn": {"name": ["silu"]},
                 },
             },
-            "ffn_act_fn must have only a name of ",
+            "ffn_act_fn must have only a name, one of ",
         ),
     ],
 )
