@@ -69,7 +69,7 @@ def binding(seats: list[RankCores], library: Library | None, env: Mapping[str, s
         )
     if single:
         online = seats[single[0]].online
-        text = f"{named(single)}: bound to one of {online} cores, although each rank could have {share}"
+        text = f"only one of {online} cores for each of {named(single)}, although each rank could have {share}"
         return warn(name, text, fix, **values)
     return ok(name, _usual(seats), **values)
 
@@ -134,7 +134,7 @@ def granted(cores: int, limit: float | None, env: Mapping[str, str]) -> Finding:
     """
     name = "core limits"
     if limit is not None and limit < cores - 0.5:
-        text = f"the container grants {limit:g} cores' worth of time, {cores} are visible: threads will be throttled"
+        text = f"the container grants the time of {limit:g} of the {cores} visible cores: threads will be throttled"
         return warn(name, text, "docker run --cpuset-cpus instead of --cpus, or MoE(threads=...)", quota=limit)
     if env.get("NUMBA_NUM_THREADS") or env.get("OMP_NUM_THREADS"):
         return ok(
@@ -155,5 +155,5 @@ def torch_threads(env: Mapping[str, str], installed: bool) -> Finding:
         return ok(name, "one a rank, by OMP_NUM_THREADS")
     chosen = [f"{each}={env[each]}" for each in launch_environment.OPENMP_WAITS if each in env]
     if chosen:
-        return ok(name, f"wait as {', '.join(chosen)} says")
+        return ok(name, f"wait as set by {', '.join(chosen)}")
     return ok(name, "keep cores busy after each operation, unless OMP_WAIT_POLICY=passive is set before python starts")

@@ -17,7 +17,7 @@ RULES = (  # property, whether a difference is a failure, what to do
     (
         "instructions",
         False,
-        "16-bit layers use the best set that all ranks have: ask for CPUs of one kind (sbatch --constraint)",
+        "16-bit layers use the best instruction set that all ranks have: ask for equal CPUs (sbatch --constraint)",
     ),
     (
         "kernel cache",
@@ -59,6 +59,6 @@ def hosts(names: list[str], nodes: Nodes) -> Finding:
     values = {"hosts": names, "node_of_rank": list(nodes.node_of)}
     text += ", ".join(shown) + more
     if uneven:
-        remedy = "if that is not meant: srun --ntasks-per-node=N, or mpirun -ppn N (Open MPI: --map-by ppr:N:node)"
+        remedy = "if this is not intended: srun --ntasks-per-node=N, or mpirun -ppn N (Open MPI: --map-by ppr:N:node)"
         return warn("hosts", f"{text}: the nodes have different numbers of ranks", remedy, **values)
     return ok("hosts", text, **values)

@@ -44,7 +44,7 @@ def guarded(name: str, check: Callable[[], T]) -> T | Finding:
     try:
         return check()
     except ImportError as error:
-        return fail(name, f"could not be checked: {error}", "see the other lines about this module")
+        return fail(name, f"could not be checked: {error}", "see the other lines about that module")
     except Exception as error:
         what = f"could not be checked: {type(error).__name__}: {error}"
         return fail(name, what, "please report this with the output of `aristos doctor --json`")

@@ -44,7 +44,7 @@ def driver(node: NodeGpus) -> Finding:
     if found is None:
         return warn(name, f"{what}, but libcuda.so.1 is not here", f"install NVIDIA's driver; in a container: {GIVE}")
     if on_bus and not node.files:
-        return warn(name, f"{what}, but none of their files /dev/nvidia* is here: a container without GPUs", GIVE)
+        return warn(name, f"{what}, but no file /dev/nvidia* is here: a container without GPUs", GIVE)
     if any(each.mig for each in node.devices) and not node.caps:
         why = f"{what}, in MIG mode, but /dev/nvidia-caps, which slices need, is not here"
         return warn(name, why, f"give the container its slice: docker run --gpus device=MIG-UUID; or: {GIVE}")
@@ -212,7 +212,7 @@ def packages(versions: Mapping[str, str | None], node: NodeGpus) -> Finding:
     text = ", ".join(f"{package} {versions[package]}" for package in PACKAGES)
     numbers = {package: _numbers(versions[package]) for package in PACKAGES}
     if numbers["numpy"] >= (2, 5):
-        return warn(name, f"numba-cuda does not work with NumPy 2.5: {text}", "pip install 'numpy<2.5'")
+        return warn(name, f"numba-cuda does not work with NumPy 2.5 and later: {text}", "pip install 'numpy<2.5'")
     if not (0, 30) <= numbers["numba-cuda"] < (0, 31):
         return warn(name, f"kernels are written for numba-cuda 0.30: {text}", "pip install 'numba-cuda>=0.30,<0.31'")
     if not (0, 5) <= numbers["cuda-core"] < (2, 0):

@@ -81,7 +81,7 @@ def kept(folder: Path, wanted: Path) -> Finding:
     functions = sum(1 for _ in folder.rglob("*.nbc"))
     others = sum(path.is_dir() and path != folder for path in folder.parent.iterdir())
     values = {"folder": str(folder), "functions": functions, "bytes": size}
-    text = f"{folder}: {functions} compiled functions; {size / 2**20:.0f} MiB with those of {others} other versions"
+    text = f"{folder}: compiled functions: {functions}; other versions: {others}; {size / 2**20:.0f} MiB in all"
     if folder.parent != wanted:
         why = private.problem(wanted) or "full, or not writable"
         text = f"{wanted} cannot be used ({why}): kernels are kept in {folder}, which may be removed"

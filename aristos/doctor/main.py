@@ -155,6 +155,6 @@ def _facts() -> dict[str, str]:
 
 def _hung(report: ReportWriter, text: str) -> None:
     """Report that MPI does not return, and end the report."""
-    remedy = "a rank is missing or hangs; try fewer ranks, one node, and another network (MPICH: MPIR_CVAR_CH4_NETMOD)"
+    remedy = "a rank is missing or hangs; try fewer ranks, one node, or another network (MPICH: MPIR_CVAR_CH4_NETMOD)"
     report.add(fail("hang", text, remedy))
     report.end()

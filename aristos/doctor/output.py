@@ -49,7 +49,7 @@ class ReportWriter:
         except OSError as why:
             self.broken = str(why)
         except SystemExit:  # raised by rich on a broken pipe
-            self.broken = "its reader is gone"
+            self.broken = "the reader of stdout is gone"
 
     def _show(self, each: Finding) -> None:
         from rich.text import Text

@@ -50,11 +50,13 @@ def progress(ranks: Ranks, multiple: bool) -> Finding:
     """
     two = pair(ranks.nodes)
     if not multiple:
-        return warn(NAME, "not measured: it needs MPI_THREAD_MULTIPLE", "see MPI threads")
+        return warn(NAME, "not measured, because MPI lacks MPI_THREAD_MULTIPLE", "see the line MPI threads")
     unready = ranks.prepare(compiled, "to compile what measures RMA progress")
     for rank, why in enumerate(unready):
         if why:
-            return fail(NAME, f"not measured: rank {rank} cannot compile kernels: {why}", "see Numba and kernel cache")
+            return fail(
+                NAME, f"not measured: rank {rank} cannot compile kernels: {why}", "see the lines Numba and kernel cache"
+            )
     error, times = "", None
     with ranks.bounded("the other ranks (MPI_Comm_split)"):
         comm = ranks.comm.Split(0 if ranks.rank in two else 1, key=ranks.rank)

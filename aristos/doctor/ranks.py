@@ -18,6 +18,7 @@ from typing import Any
 
 from ..host.mpi_library import loaded
 from ..host.nodes import Nodes
+from .finding import named
 
 SAID = 10.0  # seconds that a rank waits silently in `prepare`
 
@@ -103,8 +104,8 @@ class Ranks:
             mine = pool.submit(step)
             while not all(done := self.allgather(mine.done(), what)):
                 if self.rank == 0 and time.monotonic() > said:
-                    late = ", ".join(str(rank) for rank in range(self.size) if not done[rank])
-                    print(f"aristos doctor: waiting for ranks {late} {what}", file=sys.stderr, flush=True)
+                    late = named(rank for rank in range(self.size) if not done[rank])
+                    print(f"aristos doctor: waiting for {late} {what}", file=sys.stderr, flush=True)
                     said = float("inf")
                 time.sleep(0.05)
         error = mine.exception()

@@ -34,8 +34,9 @@ def need(ranks: int, per_node: int) -> tuple[int, str]:
 def shared(total: int, free: int, needed: int, layer: str, ranks: int) -> Finding:
     """Whether the default layer of `ranks` ranks on this node fits. total, free, needed: bytes."""
     values = {"total": total, "free": free, "needed": needed}
-    text = f"{free / MIB:.0f} MiB of {total / MIB:.0f} free; "
-    text += f"{layer} on {ranks} ranks of a node needs {needed / MIB:.0f} MiB" if needed else "a rank alone needs none"
+    text = f"free: {free / MIB:.0f} of {total / MIB:.0f} MiB; "
+    wanted = f"{layer} on {ranks} ranks of a node needs {needed / MIB:.0f} MiB"
+    text += wanted if needed else "a rank alone on its node needs none"
     if free >= needed:
         return ok(SHM, text, **values)
     size = 2 ** (needed // MIB).bit_length()
@@ -61,7 +62,8 @@ def left(files: list[tuple[str, int]]) -> Finding:
     if not files:
         return ok(name, "no files of killed jobs")
     size = sum(size for _, size in files)
-    text = f"{len(files)} files of MPI jobs that no process here uses, {size / MIB:.0f} MiB: left by killed jobs"
+    many = f"{len(files)} file{'s' * (len(files) != 1)} of MPI jobs"
+    text = f"{many}, which no process here uses, {size / MIB:.0f} MiB: left by killed jobs"
     remedy = "\n".join(f"rm {path}" for path, _ in files[:3])
     if len(files) > 3:
         kinds = sorted({match[0] for path, _ in files if (match := NAMES.match(Path(path).name))})

@@ -17,7 +17,8 @@ def slurm(env: Mapping[str, str], version: str | None, types: list[str], library
     if not job and not types:
         return ok(name, "no job, and no srun that answers" if version is None else f"no job ({version.strip()})")
     nodes, tasks = slurm_variables.counted(env)
-    where = f"job {job}: {tasks} tasks on {nodes} nodes" if job else "outside a job"
+    counts = f"{tasks} task{'s' * (tasks != '1')} on {nodes} node{'s' * (nodes != '1')}"
+    where = f"job {job}: {counts}" if job else "outside a job"
     used = (slurm_variables.mpi_type(env) or "none") if slurm_variables.in_step(env) else None
     values = {"version": (version or "").strip(), "nodes": nodes, "tasks": tasks, "mpi": types, "used": used}
     text = ", ".join(filter(None, [(version or "").strip(), where, used and f"started with --mpi={used}"]))

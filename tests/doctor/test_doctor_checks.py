@@ -197,7 +197,7 @@ def seats(*masks: tuple[int, ...], online: int = 8, node: int = 0) -> list[RankC
         (seats(tuple(range(8)), tuple(range(8))), "ok", "2 ranks a node share cores 0-7: 4 for each"),
         (seats(tuple(range(8))), "ok", "cores 0-7 of 8"),
         (seats((0,), (1,), online=2), "ok", "core 0 of 2"),
-        (seats((0,), (1,)), "warn", "ranks 0-1: bound to one of 8 cores, although each rank could have 4"),
+        (seats((0,), (1,)), "warn", "only one of 8 cores for each of ranks 0-1, although each rank could have 4"),
         (seats((0,), (1, 2, 3, 4)), "warn", "rank 0"),
         (seats((0,), (0,)), "warn", "2 ranks share core 0"),
         (seats((0, 1), (0, 1), (0, 1), online=2), "warn", "3 ranks share cores 0-1"),
@@ -247,7 +247,7 @@ def test_a_containers_cpu_limit_is_reported():
         ({}, False, "not installed"),
         ({}, True, "unless OMP_WAIT_POLICY=passive is set before python starts"),
         ({"OMP_NUM_THREADS": "1"}, True, "one a rank"),
-        ({"KMP_BLOCKTIME": "0"}, True, "wait as KMP_BLOCKTIME=0 says"),
+        ({"KMP_BLOCKTIME": "0"}, True, "wait as set by KMP_BLOCKTIME=0"),
     ],
 )
 def test_how_torchs_threads_wait_is_reported(env, installed, word):
@@ -281,7 +281,7 @@ def test_only_windows_are_counted_as_shared_memory():
         assert needed == pytest.approx(per_node * (rank - kept), rel=0.05)
     assert shared_memory.need(4, 1)[0] == 0
     got = shared_memory.shared(64 << 20, 1 << 20, 0, "", 1)
-    assert (got.state, got.text) == ("ok", "1 MiB of 64 free; a rank alone needs none")
+    assert (got.state, got.text) == ("ok", "free: 1 of 64 MiB; a rank alone on its node needs none")
 
 
 def shared_bytes() -> int:
@@ -405,7 +405,7 @@ def test_the_kernel_cache_is_checked(tmp_path):
     (folder / "f.nbc").write_bytes(bytes(1 << 20))
     got = kernels.kept(folder, wanted)
     assert got.state == "ok"
-    assert "1 compiled functions; 1 MiB with those of 1 other versions" in got.text
+    assert "compiled functions: 1; other versions: 1; 1 MiB in all" in got.text
     got = kernels.kept(folder, tmp_path / "full")
     assert got.state == "warn"
     assert "ARISTOS_CACHE" in got.remedy

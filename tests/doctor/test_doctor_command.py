@@ -135,7 +135,7 @@ both.end()
 """
     job = run_job(tmp_path, 2, body)
     assert job.code == 0, job.out
-    assert "".join(job.out).count("aristos doctor: waiting for ranks 0 to compile what measures RMA progress") == 1
+    assert "".join(job.out).count("aristos doctor: waiting for rank 0 to compile what measures RMA progress") == 1
     for rank in (0, 1):
         assert job.lines(rank) == [
             "fail not measured: rank 1 cannot compile kernels: ZeroDivisionError: division by zero"

@@ -43,7 +43,7 @@ SILENT = DriverAnswer("CUDA_ERROR_NO_DEVICE", (12, 9))
         (seen(), "ok", "supports CUDA 12.9, 2 GPUs", ""),
         (seen(driver=ARCHS), "warn", "GPU 1 is sm_75: a layer's kernels need sm_80 (A100) or later", "VISIBLE_DEVICES"),
         (seen(driver=None), "warn", "2 NVIDIA GPUs are in this machine, but libcuda.so.1 is not here", "--gpus all"),
-        (NodeGpus(SILENT, bus=BUS[:1]), "warn", "1 NVIDIA GPU is in this machine, but none of", "--nv"),
+        (NodeGpus(SILENT, bus=BUS[:1]), "warn", "1 NVIDIA GPU is in this machine, but no file", "--nv"),
         (seen(driver=SILENT), "warn", "but the driver answers CUDA_ERROR_NO_DEVICE", "--gpu-bind=none"),
         (seen(driver=DriverAnswer("CUDA_ERROR_SYSTEM_NOT_READY")), "warn", "SYSTEM_NOT_READY", "nvidia-fabricmanager"),
         (seen(driver=DriverAnswer("error 12345")), "warn", "the driver answers error 12345", "cuInit"),
