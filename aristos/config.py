@@ -383,7 +383,7 @@ class MoEConfig:
         if not isinstance(self.combine, str) or self.combine not in ("rows", "sums"):
             raise InputError(f"combine must be 'rows' or 'sums', got {quoted(self.combine)}")
         if self.combine == "sums" and self.levels != 2:
-            raise InputError(f"combine='sums' needs levels=2, got levels={self.levels!r}: pass it or leave combine out")
+            raise InputError(f"combine='sums' needs levels=2, got {self.levels!r}: set levels, or leave combine out")
         if self.combine == "sums" and self.router.weight_on == "input":
             raise InputError("combine='sums' needs weight_on='output', got weight_on='input': leave combine out")
 
@@ -404,7 +404,7 @@ class MoEConfig:
             if kind.columns == 1 and kind.group and getattr(self, name) % kind.group:
                 raise InputError(
                     f"{name} must be a multiple of {kind.group}, the group of {kind.name}, got {getattr(self, name)}:"
-                    " see aristos.packed"
+                    " aristos.packed takes other groups"
                 )
 
     def _check_router(self) -> None:
@@ -420,7 +420,9 @@ class MoEConfig:
                 ("weight_on='input'", router.weight_on == "input"),
             ):
                 if value:
-                    raise InputError(f"identity_experts must be 0 with {name}, got {self.identity_experts}")
+                    raise InputError(
+                        f"identity_experts must be 0 for a router with {name}, got {self.identity_experts}"
+                    )
         if router.groups:
             self._check_groups(router.groups, router.topk_groups)
 
