@@ -125,8 +125,8 @@ class CudaBackend(Backend):
         if capturing:
             if not self._jobs.current(call.layer):
                 raise InputError(
-                    "the engine allocated its GPU memory again after this layer's last call, and a capture cannot use"
-                    " it: call the layer once outside the capture, then capture"
+                    "the engine has allocated its GPU memory again since this layer's last call, and a capture cannot"
+                    " prepare the layer for that memory: call the layer once outside the capture, then capture"
                 )
             call.before, call.after = [], []  # a capture contains no work of other streams
 
