@@ -6,7 +6,7 @@ import argparse
 from functools import partial
 from typing import TYPE_CHECKING
 
-from ..bench.context import Column, Sheet
+from ..bench.context import Column, Sheet, counted
 from ..bench.tables import Reporter
 from ._simulated import Progress
 
@@ -63,5 +63,5 @@ def show(plan: Plan, checked: list[Checked]) -> None:
         if len(each.alike) > 1:
             notes.append(f"group {each.group} stands for {len(each.alike)} groups with equal devices and links")
     if missing := len(plan.groups) - sum(len(each.alike) for each in checked):
-        notes.append(f"{missing} groups were not simulated, because they are too large")
+        notes.append(f"not simulated, because too large: {counted(missing, 'group')}")
     Reporter(quiet=False).show(Sheet("Equation 1, checked by a simulation", COLUMNS, records, notes))

@@ -146,8 +146,8 @@ def _ids(asked: argparse.Namespace, cfg: MoEConfig, placement: Placement) -> lis
     trace = _trace(asked.routing)
     if trace.experts > cfg.experts or trace.top_k != cfg.top_k:
         raise InputError(
-            f"{asked.routing} has {trace.experts} experts and k {trace.top_k}, but the model has {cfg.experts} and"
-            f" k {cfg.top_k}: give --model the model of the routing"
+            f"{asked.routing} has {trace.experts} experts and k {trace.top_k}, but the model has {cfg.experts} experts"
+            f" and k {cfg.top_k}: name the routing's model by --model"
         )
     layer = _chosen(asked)
     if layer >= trace.layers:

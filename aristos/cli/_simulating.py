@@ -12,6 +12,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from ..bench import environment
+from ..bench.context import counted
 from ..bench.tables import Reporter, plain
 from ..errors import EnvironmentProblem
 from ..host.versions import versions
@@ -153,7 +154,7 @@ def _show(asked: argparse.Namespace, points: list[Point], done: list[Point]) -> 
     reporter, first = Reporter(quiet=False), points[0]
     if first.found is None:
         ended = ", ".join(f"{ms:.3f} ms" for ms in first.call_ms)
-        reporter.line(f"{len(first.call_ms)} of {first.asked.calls} calls had ended: {ended}")
+        reporter.line(f"calls that had ended: {len(first.call_ms)} of {first.asked.calls}{ended and f' ({ended})'}")
     elif not asked.scaling:
         reporter.line(text(first))
     if done and _studies.name(asked):
@@ -174,9 +175,11 @@ def text(point: Point) -> str:
     shares = ", ".join(f"{name} {share:.1%}" for name, share in facts["shares"].items())
     link, calls = facts["busiest_link"], len(found.calls)
     lines = [
-        "{model}, {tokens} tokens a rank, {dtype}, {routing} routing, {schedule}".format(**facts)
+        f"{facts['model']}, {counted(facts['tokens'], 'token')} a rank, "
+        + "{dtype}, {routing} routing, {schedule}".format(**facts)
         + (f"; {point.note}" if point.note else ""),
-        "{ranks} ranks on {nodes} nodes of {machine}, {threads} workers a rank; ".format(**facts) + point.rates,
+        f"{counted(facts['ranks'], 'rank')} on {counted(facts['nodes'], 'node')} of {facts['machine']}, "
+        f"{counted(facts['threads'], 'worker')} a rank; {point.rates}",
         "",
         f"call           {facts['call_ms'][-1]:.3f} ms",
         f"tokens/s       {facts['tokens_per_s']:,.0f}",
@@ -187,7 +190,7 @@ def text(point: Point) -> str:
         f"between nodes  {facts['bytes_between_nodes'] / calls / 2**20:,.1f} MiB a call"
         + (f"; {link} is {facts['busiest_link_share']:.0%} in use" if link else ""),
         f"protocol       {facts['puts_a_call'] / point.ranks:,.0f} puts of a rank to other nodes in a call;"
-        f" {found.protocol_bytes / point.ranks / 1024:,.1f} KiB of them are no rows",
+        f" {found.protocol_bytes / point.ranks / 1024:,.1f} KiB of what it puts are not rows",
         f"decisions      {facts['decisions_a_call'] / point.ranks:,.0f} of a rank in a call, idle polls included",
         f"binds          {facts['binds']}",
         "",

@@ -78,7 +78,7 @@ def options(argv: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--mutation",
         metavar="NAME|all",
-        help="insert a deliberate bug and find it, by default in the bug's own case; needs a clone; ? lists the bugs",
+        help="insert a deliberate bug and find it, by default in its own case; needs a clone of Aristos; ? lists all",
     )
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout and nothing else")
     asked = parser.parse_args(argv)

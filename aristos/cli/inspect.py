@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 from kernel_cache.texts import ranges
 
 from ..bench.arguments import positive
+from ..bench.context import counted
 from ..host import launch_environment
 from ..row_types import ON_CPUS
 from ..weight_types import PACKED_ROWS, WEIGHT_TYPES, WeightType
@@ -162,7 +163,7 @@ def chosen(cfg: Any) -> str:
 def lines(found: dict[str, Any], asked: argparse.Namespace) -> list[str]:
     """The report as text."""
     quantised = f", quantised: {found['quantisation']}" if found["quantisation"] else ""
-    out = [f"{found['path']}: {found['model_type']}{quantised}, {len(found['layers'])} MoE layers"]
+    out = [f"{found['path']}: {found['model_type']}{quantised}, {counted(len(found['layers']), 'MoE layer')}"]
     for kind in found["kinds"]:
         out.append(f"layers {ranges(kind['layers'], ' ')}: {kind['config']}")
     for what in ("notes", "problems"):

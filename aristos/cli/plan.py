@@ -189,7 +189,8 @@ def _discovered() -> Links:
         words = [sys.executable, "-m", "aristos", *start, "topo", "--measure", "--out", str(file)]
         code, stderr = _run(words, DISCOVER_SECONDS)
         if code is None:
-            raise EnvironmentProblem(f"`aristos topo --measure` took more than {DISCOVER_SECONDS} s")
+            how = "run it yourself and give its file by --topology"
+            raise EnvironmentProblem(f"`aristos topo --measure` took more than {DISCOVER_SECONDS} s: {how}")
         if code or not file.exists():
             last = (stderr.strip().splitlines() or ["no message"])[-1]
             raise EnvironmentProblem(f"`aristos topo --measure` failed: {last}")

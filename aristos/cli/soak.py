@@ -58,6 +58,7 @@ def options(argv: list[str]) -> argparse.Namespace:
 def main(argv: list[str]) -> int:
     asked = options(argv)
 
+    from ..bench.context import counted
     from ..bench.main import interrupted
     from ..bench.soak import Asked, SoakError, soak
     from ..bench.world import connect
@@ -79,7 +80,7 @@ def main(argv: list[str]) -> int:
         return not done and time.monotonic() - begun < 60 * asked.minutes
 
     if world.lead and not asked.json:
-        print(f"{drawn.command(asked.first)}, {world.size} ranks", flush=True)
+        print(f"{drawn.command(asked.first)}, {counted(world.size, 'rank')}", flush=True)
     try:
         counts = soak(world, drawn, asked.first, go_on)
     except KeyboardInterrupt:
@@ -99,7 +100,7 @@ def main(argv: list[str]) -> int:
     print(f"all ranks: {rows} rows, {waits} waits over 1 ms")
     for rank, (_, grown, _) in enumerate(everyone):
         words = ", ".join(f"{name} {value:+.1f}" for name, value in grown.items()) or "too few samples"
-        print(f"rank {rank} over the second half: {words}")
+        print(f"rank {rank}, growth in the second half of the run: {words}")
     found = [leak for _, _, leaks in everyone for leak in leaks]
     print("\n".join(found) or "errors 0, leaks 0")
     return FOUND if found else 0
@@ -117,6 +118,6 @@ def _document(seed: int, everyone: list[tuple[Counts, dict[str, float], list[str
 
 def _line(c: Counts) -> str:
     return (
-        f"{c.objects} objects, {c.calls} calls of rank 0, {c.backward} with a backward call,"
-        f" {c.loads} loads of other weights, {c.rows} rows; largest error {c.worst:.2f} of the tolerance"
+        f"objects {c.objects}; on rank 0: calls {c.calls}, backward calls {c.backward}, loads of other weights"
+        f" {c.loads}, rows {c.rows}; largest error {c.worst:.2f} of the tolerance"
     )
