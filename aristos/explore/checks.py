@@ -8,6 +8,7 @@ from ..engine import words
 from ..engine.layout import ring_of
 from . import experts
 from .rank import Rank
+from .regions import WORDS
 from .surroundings import Surroundings
 from .violation import Deadlock, Unbounded, WrongResult
 
@@ -27,7 +28,7 @@ class Checks:
         cluster = self.cluster
         mine = cluster.ranks[me]
         if new < old and word not in (words.AT_PROGRESS, words.POISON):
-            raise Unbounded(f"rank {me} moves word {word} for rank {peer} back from {old} to {new}")
+            raise Unbounded(f"rank {me} moves its word {WORDS[word]} for rank {peer} back from {old} to {new}")
         if word == words.CREDIT:
             if new > mine.table(words.T_READ_ROWS, peer):
                 raise Unbounded(f"rank {me} gives rank {peer} credit for rows that it has not read")
@@ -39,7 +40,7 @@ class Checks:
             for owner in cluster.case.nodes.stream(me, peer):
                 under_way = mine.table(words.T_SENT_ROWS, peer) - cluster.ranks[owner].table(words.T_FREED_ROWS, me)
                 if under_way > ring:
-                    raise Unbounded(f"rank {me} has {under_way} rows that rank {owner} reads in its ring of {ring}")
+                    raise Unbounded(f"rank {me} has {under_way} rows in its ring of {ring} that rank {owner} reads")
                 due = mine.table(words.T_DUE_TILES, owner) - mine.table(words.T_SEEN_TILES, owner)
                 if due > ring + mine.call.exchange:
                     raise Unbounded(f"rank {owner} owes rank {me} {due} tiles, more than there are ring rows")
@@ -55,13 +56,13 @@ class Checks:
         key = weights, tuple(row), share
         self.runs[key] += 1
         if self.runs[key] > 1:
-            raise WrongResult(f"rank {self.cluster.memory.rank} computes row {row} twice")
+            raise WrongResult(f"rank {self.cluster.memory.rank} computes row {row} twice for one expert")
 
     def epoch(self, opening: Rank) -> None:
         """Check that no rank is more than one call ahead of another."""
         least = min(r.epoch for r in self.cluster.ranks if r.stage != "gone")
         if opening.epoch > least + 1:
-            raise WrongResult(f"rank {opening.me} opens call {opening.epoch} while a rank is in call {least}")
+            raise WrongResult(f"rank {opening.me} opens call {opening.epoch} while a rank is still in call {least}")
 
     def closed(self, rank: Rank) -> None:
         """Check that a call which ended on `rank` computed all rows for its experts and combined all its tokens."""
@@ -69,7 +70,8 @@ class Checks:
         if call.broken:
             return
         if sorted(rank.output) != list(range(len(call.ids))):
-            raise WrongResult(f"call {rank.epoch} ends on rank {rank.me} with tokens {sorted(rank.output)} combined")
+            done = f"only tokens {sorted(rank.output)} of {len(call.ids)} combined"
+            raise WrongResult(f"call {rank.epoch} ends on rank {rank.me} with {done}")
         if call.exchange:
             return
         for source in self.cluster.ranks:
@@ -108,8 +110,8 @@ class Checks:
         known = 0 <= origin < len(ranks) and ranks[origin].lost
         if not known or (epoch, origin) not in ranks[forwarder].poisons:
             raise WrongResult(
-                f"rank {rank.me} in call {rank.epoch} reads wrong poison from rank {forwarder} in call"
-                f" {ranks[forwarder].epoch}: rank {origin} failed, in call {epoch}"
+                f"rank {rank.me} in call {rank.epoch} reads from rank {forwarder} in call {ranks[forwarder].epoch}"
+                f" that rank {origin} failed in call {epoch}, which is wrong poison"
             )
         if cause not in ranks[origin].causes:
             why = sorted(ranks[origin].causes)

@@ -75,7 +75,7 @@ class Clocks(ABC):
             raise Race(f"{self.actor(me)} reads {self.name(at)} while {self.actor(wrote[0])} may be writing it")
         atomic = self.released.get(at)
         if atomic is not None and atomic.actor != me and mine[atomic.actor] < atomic.time:
-            raise Race(f"{self.actor(me)} reads {self.name(at)} unordered while {self.actor(atomic.actor)} releases it")
+            raise Race(f"{self.actor(me)} reads {self.name(at)} while {self.actor(atomic.actor)} may be releasing it")
 
     def note_read(self, at: int) -> None:
         """Note that this actor has read a word."""
@@ -97,7 +97,7 @@ class Clocks(ABC):
         self.check_plain(at, "writes")
         for reader, clock in self.acquired.get(at, {}).items():
             if reader != me and mine[reader] < clock:
-                raise Race(f"{self.actor(me)} writes {self.name(at)} plainly while {self.actor(reader)} may acquire it")
+                raise Race(f"{self.actor(me)} writes {self.name(at)} while {self.actor(reader)} may be acquiring it")
 
     def note_write(self, at: int) -> None:
         """Note that this actor has written a word plainly."""

@@ -144,8 +144,8 @@ class GpuRank(Rank):
             owed = [self.table(words.T_SENT_TILES, p), self.table(words.T_RETURNED, p), self.epoch]
             if put != owed:
                 raise WrongResult(
-                    f"call {self.epoch} ends on rank {self.me} with (tiles, returned tiles, epoch) {owed} owed to rank"
-                    f" {p} and {put} put"
+                    f"call {self.epoch} ends on rank {self.me}, which owes rank {p} (tiles, returned tiles, epoch)"
+                    f" {owed} and has put {put}"
                 )
 
     def _open(self, call: Any) -> None:

@@ -79,10 +79,10 @@ class SimulatedNetwork:
         self.sched.switch(PUT, address)
         bell = memory.regions.place(self.target(peer, at)).kind == BELL
         if nbytes != 1 if bell else nbytes <= 0 or nbytes % WORD:
-            raise Unbounded(f"rank {memory.rank} puts {nbytes} bytes")
+            raise Unbounded(f"rank {memory.rank} puts {nbytes} bytes, but a bell has one byte, and other data words")
         self._post(address, peer, at, source, nbytes)
         if sum(p.put.wire == address and p.put.peer == peer for p in self.flying.values()) > MOST_WORDS:
-            raise Unbounded(f"rank {memory.rank} has too many words under way to rank {peer}")
+            raise Unbounded(f"rank {memory.rank} has more than {MOST_WORDS} words under way to rank {peer}")
 
     def _post(self, address: int, peer: int, at: int, source: int, nbytes: int) -> None:
         """Send the words of a put."""
@@ -259,7 +259,7 @@ class SimulatedNetwork:
         if address != private(memory.rank, WIRE):
             raise Race(f"{self.sched.me.name} uses the wire of another rank")
         if memory.reach is not None and memory.me not in memory.reach.hosts:
-            raise WrongSide(f"{self.sched.me.name} calls MPI, which runs on the host")
+            raise WrongSide(f"{self.sched.me.name} calls MPI, which only the host may call")
         held = memory.value.get(address + WORD * wire.LOCK, 0)
         if not held or memory.holders.get(address) != memory.me:
             raise Race(

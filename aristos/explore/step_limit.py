@@ -29,7 +29,7 @@ def every_step_ends(sched: Scheduler, count: Callable[[], int] | None = None) ->
         steps = count() if count else sched.steps
         if steps == before and sched.current is not None:
             raise Livelock(
-                f"{sched.current.name} does not come back from a step (progress so far: {steps})\n{sched.describe()}"
+                f"{sched.current.name} does not return from a step (progress so far: {steps})\n{sched.describe()}"
             )
         before = steps
 

@@ -101,7 +101,7 @@ def test_a_step_that_never_ends_is_a_livelock(monkeypatch, capsys):
         assert explorer.run_explorer(explore_options(["--json", *options])) == 1
         found = json.loads(capsys.readouterr().out)["found"]
         assert found["what"] == "Livelock"
-        assert "does not come back from a step" in found["message"]
+        assert "does not return from a step" in found["message"]
 
 
 def test_a_story_ends_with_what_was_violated(capsys):
@@ -298,7 +298,7 @@ def test_what_a_side_cannot_reach():
     mirror, outbox = rank.table(words.T_REGION_FROM, 1), rank.table(words.T_REGION_TO, 1)
     wrong = [
         (block, lambda: mem.load(window + rank.job[words.P_RETURN_RECORDS]), "cannot reach"),
-        (block, lambda: wire.put(private(0, WIRE), 1, 0, outbox, 8), "calls MPI, which runs on the host"),
+        (block, lambda: wire.put(private(0, WIRE), 1, 0, outbox, 8), "calls MPI, which only the host may call"),
         (proxy, lambda: mem.load(mirror), "cannot reach"),
         (proxy, lambda: mem.store(mirror, 1), "which it may not write itself"),
         (proxy, lambda: mem.store_release(outbox + 8 * words.TAIL, 1), "which it may not write itself"),

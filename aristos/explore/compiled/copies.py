@@ -140,7 +140,8 @@ class Finder(MetaPathFinder, Loader):
         tree = ast.fix_missing_locations(change.visit(ast.parse(Path(file).read_bytes(), file)))
         missing = {bug.name for bug in change._bugs} - set(change.planted)
         if missing:
-            raise NotImplementedError(f"{file} lacks the statements of {', '.join(sorted(missing))} in planted.py")
+            names = ", ".join(sorted(missing))
+            raise NotImplementedError(f"{file} lacks statements that planted.py changes for the bugs {names}")
         vars(module).update(get=recorded.get, put=recorded.put, planted=recorded.planted, word_to=word_to)
         exec(compile(tree, file, "exec"), vars(module))
 

@@ -67,7 +67,7 @@ BUGS = (
         "progress = st[words.PROGRESS]\ncredit = st[words.freed_rows(job, peer)]", "levels",
     ),
     Planted(
-        "neighbour-read", "A rank reads its neighbour's life sign, which a remote rank puts at that neighbour.",
+        "neighbour-read", "A rank reads its neighbour's heartbeat, which a remote rank puts at that neighbour.",
         "outbox.read_words", "anything = False",
         "anything = False\nmem.load(words.coded_word(st[words.stream_from(job, peer)], words.AT_EPOCH))", "levels",
     ),
