@@ -158,7 +158,7 @@ def by_mpirun(
 
 
 def _open_mpi(nodes: int) -> list[Workaround]:
-    quiet = Workaround("PRTE_MCA_prte_silence_shared_fs", "1", "else it warns of a /tmp on a network file system")
+    quiet = Workaround("PRTE_MCA_prte_silence_shared_fs", "1", "else Open MPI warns of a /tmp on a network file system")
     if nodes > 1:
         return [quiet]
     return [quiet, Workaround("OMPI_MCA_btl", "self,sm,tcp", "no fabric is needed inside one machine")]

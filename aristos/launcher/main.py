@@ -115,8 +115,8 @@ def short(per_node: int, env: dict[str, str], with_srun: bool) -> list[str]:
     if not with_srun or per_node <= cpus:
         return []
     return [
-        f"oversubscribed: the allocation has {cpus} processors for {per_node} ranks of a node: salloc or sbatch"
-        f" --ntasks-per-node={per_node} gives each rank one"
+        f"oversubscribed: {per_node} ranks of a node share {cpus} processor{'s'[: cpus != 1]} of the allocation: salloc"
+        f" or sbatch --ntasks-per-node={per_node} gives each rank one"
     ]
 
 
@@ -128,13 +128,14 @@ def notes(here: list[Seat], nodes: int) -> list[str]:
         where = f"each of {nodes} nodes" if nodes > 1 else "this machine"
         cores = len(frozenset().union(*(s.cpus for s in crowded)))
         found.append(
-            f"oversubscribed: {len(crowded)} ranks share {cores} cores of {where}, so they often wait for each"
-            f" other; at most {cores * nodes} ranks would have a core each"
+            f"oversubscribed: {len(crowded)} ranks share {cores} core{'s'[: cores != 1]} of {where}, so they often wait"
+            f" for each other: start at most {cores * nodes}, so that each has a core"
         )
     by_device = Counter(seat.device for seat in here if seat.device is not None)
     if max(by_device.values(), default=0) > 1:
         found.append(
-            f"{len(here)} ranks share {len(by_device)} GPUs of a node: the layer is made for one rank on each GPU"
+            f"{len(here)} ranks share {len(by_device)} GPU{'s'[: len(by_device) != 1]} of a node: the layer is made for"
+            " one rank on each GPU"
         )
     return found
 

@@ -124,7 +124,7 @@ def numa_note(node: Node, found: list[Seat]) -> str:
 def _reason(node: Node, cpus: frozenset[int]) -> str:
     """Why a NUMA domain of these CPUs has no rank."""
     if not cpus:
-        return "memory alone"
+        return "no CPUs, only memory"
     return "fewer ranks than domains" if cpus & node.allowed else "none of its CPUs is allowed"
 
 

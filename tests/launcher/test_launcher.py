@@ -152,7 +152,7 @@ def test_too_many_ranks_are_reported():
     assert main.notes(seats(node(1, 2), 2, ()), 1) == []
     one = perlmutter()
     assert "5 ranks share 4 GPUs" in main.notes(seats(one, 5, seen(one)), 1)[0]
-    assert "1 processors for 2 ranks" in main.short(2, {"SLURM_JOB_CPUS_PER_NODE": "1(x2)"}, True)[0]
+    assert "2 ranks of a node share 1 processor of" in main.short(2, {"SLURM_JOB_CPUS_PER_NODE": "1(x2)"}, True)[0]
 
 
 def clean_environment(**more: str) -> dict[str, str]:

@@ -66,14 +66,14 @@ def test_a_rank_has_all_cores_of_its_domain(tmp_path):
     assert table(numa_seats(node, 4)).splitlines()[4].split() == ["3", "6-7", "3", "-", "-"]
     assert main._ranks(ThisNode(node, ()), 1, {}, "numa") == 4, "the domain without CPUs has no rank"
     assert main._ranks(ThisNode(node, ()), 3, {"SLURM_NTASKS": "6"}, "numa") == 12, "on each of three nodes"
-    assert "domains without a rank: 4 (memory alone)" in numa_note(node, numa_seats(node, 4))
+    assert "domains without a rank: 4 (no CPUs, only memory)" in numa_note(node, numa_seats(node, 4))
 
 
 def test_fewer_ranks_than_domains_are_spread_over_the_sockets(tmp_path):
     node = two_sockets(tmp_path)
     assert places(node, 2) == [(0, "0-1"), (2, "4-5")]
     note = numa_note(node, numa_seats(node, 2))
-    assert "1 (fewer ranks than domains), 3 (fewer ranks than domains), 4 (memory alone)" in note
+    assert "1 (fewer ranks than domains), 3 (fewer ranks than domains), 4 (no CPUs, only memory)" in note
 
 
 def test_domains_outside_of_the_cpuset_have_no_rank(tmp_path):
@@ -221,4 +221,4 @@ def test_ranks_run_on_the_cores_of_their_domains(tmp_path):
     assert done.returncode == 0, done.stderr
     rows = sorted(json.loads(line) for line in done.stdout.splitlines())
     assert rows == [[0, 2, [CORES[0]]], [1, 2, [CORES[1]]]]
-    assert "domains without a rank: 1 (memory alone)" in done.stderr
+    assert "domains without a rank: 1 (no CPUs, only memory)" in done.stderr
