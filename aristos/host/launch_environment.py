@@ -114,8 +114,8 @@ def stranger(env: Mapping[str, str] | None = None, library: Library | None = Non
     library = library or mpi_library.find(env)
     if started is None or "PMIX_RANK" not in env or library is None or library.kind != "MPICH" or not library.wheel:
         return None
-    launcher, tasks, _ = started
-    return f"{launcher} started {tasks} tasks by PMIx, which pip's mpich does not support: {_cure(launcher, library)}"
+    launcher, tasks = started[0], f"{started[1]} task{'s' * (started[1] != 1)}"
+    return f"{launcher} started {tasks} by PMIx, which pip's mpich does not support: {_cure(launcher, library)}"
 
 
 def mismatch(world: int, env: Mapping[str, str] | None = None, library: Library | None = None) -> str | None:

@@ -80,7 +80,9 @@ class Report:
                 f" {each.isa:<12}{each.threads:>7}{each.calls:>8}{each.tokens:>10}{each.idle:>6.0%}"
             )
         lines += [f"{name}: {why}" for name, why in self.without]
-        return "\n".join([*lines, f"{len(self.layers)} layers, {self.nbytes / 1e6:.1f} MB on this rank"])
+        return "\n".join(
+            [*lines, f"{len(self.layers)} layer{'s'[: len(self.layers) != 1]}, {self.nbytes / 1e6:.1f} MB on this rank"]
+        )
 
 
 def report(model: Any) -> Report:

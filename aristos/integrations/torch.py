@@ -229,7 +229,7 @@ class Experts(torch.nn.Module):
             calls = needed if self.moe.world == 1 else self._agreed(needed)
         elif calls < needed:
             raise InputError(
-                f"x must have at most {calls * self.cfg.max_tokens} tokens in {calls} calls, got {rows.shape[0]}"
+                f"x must have at most {calls * self.cfg.max_tokens} tokens with calls={calls}, got {rows.shape[0]}"
             )
         self._graphs.discard()
         if self._masters is not None:

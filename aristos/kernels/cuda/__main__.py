@@ -43,7 +43,7 @@ def main(arguments: list[str] | None = None) -> int:
     except (AristosError, OSError, re.error) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    print(f"{len(rows)} kernels, {given.out / 'report.json'}", file=sys.stderr)
+    print(f"kernels: {len(rows)}, report: {given.out / 'report.json'}", file=sys.stderr)
     return 0
 
 

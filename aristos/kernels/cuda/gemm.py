@@ -60,8 +60,8 @@ def tiles(kind: str, gpu: Target, static: int = 0) -> tuple[Tile, ...]:
     if not any(most for _, most in fitting):
         least = found[0].shared_bytes + static
         raise EnvironmentProblem(
-            f"a block of the {gpu.arch} GPU has {gpu.limits.shared_block} bytes of shared memory and at most"
-            f" {gpu.limits.block_threads} threads: the smallest {kind} tile needs {least} and {found[0].threads}"
+            f"the smallest {kind} tile needs {least} bytes of shared memory and {found[0].threads} threads, but a block"
+            f" of the {gpu.arch} GPU has at most {gpu.limits.shared_block} bytes and {gpu.limits.block_threads} threads"
         )
     return tuple(replace(tile, blocks=min(tile.blocks, most)) for tile, most in fitting if most)
 
