@@ -239,7 +239,7 @@ def shape(
     changed = [key for key, value in given.items() if value != own[key]]
     counts = preset.tokens if tokens is None else tokens
     if not counts:
-        raise InputError(f"tokens must have an entry for each call to measure, got {counts!r}")
+        raise InputError(f"tokens must have at least one number of tokens, got {counts!r}")
     whole_groups = preset.router.groups or 1
     own["experts"] = -(-max(preset.experts, world) // whole_groups) * whole_groups
     kept = ("hidden", "ffn", "experts", "top_k", "activation", "gated", "limit", "bias", "router")

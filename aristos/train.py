@@ -191,7 +191,7 @@ class Optimizer:
         self.training.agree(self._refused(dense_gradients), "a step of its optimizer")
         self.training.reduce_grads()
         if (tapes := self.training.open_tapes) > 0:
-            raise OpenCallError(f"{tapes} tapes are open: give them to backward(), or discard() them")
+            raise OpenCallError(f"open tapes: {tapes}: give each to backward(), or discard() it")
         norm = self.norm(dense_gradients)
         factor = 1.0 if self.clip is None or norm <= self.clip else self.clip / norm
         parts = [list(self._parts(layer)) for layer in range(self.training.layers)]

@@ -66,7 +66,7 @@ class CudaBackend(Backend):
             raise InputError(f"backend='cuda' has only schedule='fused', got {schedule!r}")
         if threads is not None:
             raise InputError(
-                f"threads applies only to backend='cpu', got {threads!r}: on CUDA the grid size comes from occupancy"
+                f"threads applies only to backend='cpu', got {threads!r}: on a GPU sms limits the number of blocks"
             )
 
     @staticmethod
@@ -260,7 +260,7 @@ class CudaBackend(Backend):
         if call.host_ids is not None and call.host_weights is not None:
             return routing_problem(call.host_ids, call.host_weights, cfg, status)
         if status == codes.BAD_IDS:
-            return "ids must be in 0..E-1 or -1, and a token may name each expert once at most"
+            return f"ids must be in -1..{cfg.columns - 1}, and a token may name each expert once at most"
         given = "the weights of all choices whose id is not -1" if call.routed else "router scores"
         if cfg.shared_sigmoid:
             given += ", and x times shared_sigmoid,"

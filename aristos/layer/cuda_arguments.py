@@ -167,7 +167,7 @@ class DeviceArguments:
         self._check_device("out", found)
         for read in call.keeps:
             if device_arrays.overlap(found, read):
-                raise InputError("out must not overlap x, ids or weights: they are read while outputs are written")
+                raise InputError("out must not overlap an input: inputs are read while outputs are written")
         call.result, call.y, call.keeps = out, found.address, (*call.keeps, found)
 
     def _check_device(self, name: str, found: device_arrays.DeviceRows) -> None:
@@ -184,8 +184,6 @@ def _empty(x: Any, shape: tuple[int, ...], dtype: str) -> Any:
         return x.new_empty(shape)
     cupy = sys.modules.get("cupy")
     if cupy is None or dtype == "bfloat16":
-        raise InputError(
-            "the call cannot make its output, because CuPy is not imported, or x is bfloat16, which CuPy does not have:"
-            " give out=, an array in GPU memory"
-        )
+        why = "CuPy is not imported" if cupy is None else "CuPy has no bfloat16"
+        raise InputError(f"the call cannot make its output, because {why}: give out=, an array in GPU memory")
     return cupy.empty(shape, ROW_TYPES[dtype].stored)

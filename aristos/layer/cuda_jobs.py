@@ -58,9 +58,9 @@ class LayerJobs:
             blocks, fit = self.blocks[tile.m], self._runtime.resident_blocks(tile, counted=True)
             if fit < blocks:
                 raise EnvironmentProblem(
-                    f"this layer launches {blocks} blocks of a kernel, and timeline(True) needs as many of"
-                    f" {persistent.layer_kernel(tile, True).name}, but {device.name} holds {fit} for each rank: make"
-                    f" the layer with sms={device.sms}"
+                    f"timeline(True) needs {blocks} blocks of kernel {persistent.layer_kernel(tile, True).name}, as"
+                    f" many as this layer launches, but {device.name} holds {fit} for each rank: make the layer with"
+                    f" sms={device.sms}"
                 )
 
     def fill(self, layer: int) -> None:

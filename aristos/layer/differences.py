@@ -44,7 +44,7 @@ def differences(first: Fields, second: Fields, one: str, other: str) -> str:
     said = [
         f"{name}: {one} has {_shown(first.get(name))}, {other} has {_shown(second.get(name))}" for name in names[:SHOWN]
     ]
-    return "; ".join(said) + (f"; {len(names) - SHOWN} more differ" if len(names) > SHOWN else "")
+    return "; ".join(said) + (f"; and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
 
 
 def _shown(text: str | None) -> str:

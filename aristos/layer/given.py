@@ -85,7 +85,8 @@ class Given:
         for name in ("gate", "up_bias", "gate_bias", "down_bias"):
             if given[name] is not None and name not in wanted | biases:
                 raise InputError(
-                    f"{self.call} got {prefix}{name}=, but the configuration has gated={cfg.gated}, bias={cfg.bias}"
+                    f"{self.call} got {prefix}{name}=, but the configuration has gated={cfg.gated}, bias={cfg.bias}:"
+                    " leave it out"
                 )
         return [name for name in sorted(wanted | biases) if given[name] is not None]
 

@@ -302,11 +302,11 @@ def _refusal(what: str, error: Exception) -> AristosError:
 def check_layers(directory: Any, saved: Sequence[Fields], here: Sequence[Fields]) -> None:
     """Raise CheckpointError unless the saved layers have the configurations of this object's layers."""
     if len(saved) != len(here):
-        raise CheckpointError(f"{directory} must hold {len(here)} layers as this object does, got {len(saved)}")
+        raise CheckpointError(f"{directory} must hold as many layers as this object, {len(here)}, got {len(saved)}")
     odd = [layer for layer, each in enumerate(here) if saved[layer] != each]
     if odd:
         unlike = differences(saved[odd[0]], here[odd[0]], "the save", "this object")
-        more = f"; {len(odd) - 1} more layers differ" if len(odd) > 1 else ""
+        more = f"; {len(odd)} layers differ in all" if len(odd) > 1 else ""
         raise CheckpointError(
             f"{directory} must hold layers like this object's, but layer {odd[0]} differs: {unlike}{more}"
         )

@@ -218,7 +218,7 @@ class Summary:
 
     def __str__(self) -> str:
         lines = [
-            f"{self.calls} calls, {self.rows} rows, {self.call_seconds:.4f} s on the slowest rank;"
+            f"calls: {self.calls}, rows: {self.rows}, {self.call_seconds:.4f} s on the slowest rank;"
             f" workers: {self.compute_seconds:.4f} s in experts, {self.wire_seconds:.4f} s at the wire,"
             f" {self.idle_seconds:.4f} s idle",
             f"{'transport':<10}{'up to B':>10}{'count':>10}{'MB':>12}{'mean us':>10}{'GB/s':>8}{'max-min s':>12}",

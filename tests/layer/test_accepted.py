@@ -133,7 +133,7 @@ def test_a_shape_keeps_zeros_that_the_user_gave():
     for name in ("hidden", "ffn", "experts", "top_k", "scale"):
         with pytest.raises(InputError, match=f"{name} must be a positive int"):
             models.shape("c", 2, **{name: 0})  # type: ignore[arg-type]
-    with pytest.raises(InputError, match="tokens must have an entry"):
+    with pytest.raises(InputError, match="tokens must have at least one number"):
         models.shape("c", 2, tokens=())
     with pytest.raises(InputError, match=r"name must be one of a, b, .*, got 'z'"):
         models.shape("z", 2)

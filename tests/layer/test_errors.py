@@ -124,10 +124,10 @@ REFUSED: dict[str, tuple[Callable[[Call], Call], str]] = {
         lambda c: {**c, "out": np.ndarray((20, 40), np.float32, bytearray(3208), offset=2)},
         "out must be contiguous, aligned and writable",
     ),
-    "x as out": (lambda c: {**c, "out": c["x"]}, "out must not overlap x"),
+    "x as out": (lambda c: {**c, "out": c["x"]}, "out must not overlap an input"),
     "out over x": (
         lambda c: (lambda both: {**c, "x": both[:20], "out": both[10:]})(np.zeros((30, 40), np.float32)),
-        "out must not overlap x",
+        "out must not overlap an input",
     ),
 }
 

@@ -294,7 +294,7 @@ def test_weights_cannot_change_while_a_tape_is_open():
                 change()
         moe.update(1)
         assert moe.open_tapes == 1
-        with pytest.raises(OpenCallError, match="1 tapes are open"):
+        with pytest.raises(OpenCallError, match="open tapes: 1"):
             SGD(moe, 0.1).step()
         tape.discard()
         tape.discard()
