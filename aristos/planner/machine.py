@@ -132,7 +132,7 @@ def check(need: Need, devices: list[Devices]) -> None:
             missing,
             f"device {devices.index(worst)} ({worst.name}) has {_gb(worst.capacity)} for parameters ({SHARE} of its"
             f" memory), but the parameters outside the experts, which every device holds, need {_gb(need.dense)} at"
-            f" {need.each:g} bytes each; {sum(d.number for d in short)} of {n} devices have too little; {sizes}."
+            f" {need.each:g} bytes each; too small are {sum(d.number for d in short)} of {n} devices; {sizes}."
             + remedy(need, devices, n),
         )
     if missing:
@@ -140,8 +140,9 @@ def check(need: Need, devices: list[Devices]) -> None:
         room = _gb(each[0] - need.dense) + (f" to {_gb(each[-1] - need.dense)}" if len(each) > 1 else "")
         raise Infeasible(
             missing,
-            f"{n} devices together hold {held} experts of {need.experts}: {sizes}, and a device has {room} for experts"
-            f" ({SHARE} of its memory, less {_gb(need.dense)} for what every device holds)." + remedy(need, devices, n),
+            f"all devices ({n}) together hold {held} of {need.experts} experts: {sizes}, and a device has {room} for"
+            f" experts ({SHARE} of its memory, less {_gb(need.dense)} for what every device holds)."
+            + remedy(need, devices, n),
         )
 
 
@@ -149,7 +150,7 @@ def remedy(need: Need, devices: list[Devices], n: int) -> str:
     """What would fit, to end a message: larger devices, more of the same, fewer bytes a parameter, or inference."""
     each = -(-need.experts // n)
     least = math.ceil((need.dense + each * need.expert) / SHARE / 1e9)
-    ways = [f"{n} devices of at least {least} GB"]
+    ways = [f"{n} device{'s'[: n != 1]} of at least {least} GB"]
     if fits := max(fitting(need, d.capacity) for d in devices):
         ways.append(f"{-(-need.experts // fits)} devices like the largest")
     capacity = min(d.capacity for d in devices)

@@ -60,7 +60,7 @@ def draw(plan: Plan, path: str) -> None:
     ax.set_aspect("equal")
     ax.axis("off")
     ax.set_title(
-        f"{len(plan.groups)} groups, step {plan.objective_us / 1e6:.4g} s, gap {100 * plan.gap:.2f} %\n"
+        f"groups: {len(plan.groups)}, step: {plan.objective_us / 1e6:.4g} s, gap: {100 * plan.gap:.2f} %\n"
         f"colours and numbers are groups; the mark is the bottleneck: device {found['device']}, {found['term']}",
         fontsize=9,
     )

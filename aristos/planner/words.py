@@ -69,8 +69,8 @@ def whole_experts(plan: Plan) -> str:
             over = mine.pi_us[g] / cost.pi_us[g]
             text += f"; the busiest device of group {g} computes {over:.3g} times its share of Equation 1"
     if problem.expert_gb is not None:
-        text += f"\nan expert takes {problem.expert_gb:.3g} GB in all layers; a device has memory for "
-        text += f"{ranges(sorted({int(m) for m in problem.memory}))} experts"
+        text += f"\nan expert takes {problem.expert_gb:.3g} GB in all layers; experts that fit into a device: "
+        text += ranges(sorted({int(m) for m in problem.memory}))
     return text
 
 

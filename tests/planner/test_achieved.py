@@ -202,7 +202,7 @@ def test_the_example_problem_is_that_of_the_model_on_the_example_cluster(capsys)
     assert (code, said) == (0, "")
     other = run(capsys, "--model", "mixtral-8x7b", "--cluster", str(EXAMPLES / "cluster-4x4.json"))[1]
     assert out.splitlines()[1:] == other.splitlines()[1 : len(out.splitlines())]
-    assert "an expert takes 90.2 GB in all layers; a device has memory for 2 experts" in out
+    assert "an expert takes 90.2 GB in all layers; experts that fit into a device: 2" in out
 
 
 def test_inference_pays_no_all_reduce(capsys):
@@ -221,7 +221,7 @@ def test_why_nothing_fits_and_what_would(tmp_path, capsys):
     path.write_text(json.dumps(small))
     code, _, said = run(capsys, *words)
     assert code == 1
-    assert "16 devices together hold 0 experts of 8: an expert takes 90.2 GB in all layers, at 16 bytes" in said
+    assert "all devices (16) together hold 0 of 8 experts: an expert takes 90.2 GB in all layers, at 16 bytes" in said
     assert "a device has 37.6 GB for experts (0.9 of its memory, less 34.4 GB" in said
     assert "What would fit: 16 devices of at least 139 GB, or at most 9.2 bytes a parameter (--bytes), or --inf" in said
     assert run(capsys, *words, "--bytes", "9.2", "--deadline", "5")[0] == 0
@@ -237,7 +237,7 @@ def test_why_nothing_fits_and_what_would(tmp_path, capsys):
     path.write_text(json.dumps(small))
     said = run(capsys, *words)[2]
     assert "device 0 (cluster.children[0].children[0]) has 18 GB for parameters" in said
-    assert "16 of 16 devices have too little" in said
+    assert "too small are 16 of 16 devices" in said
 
 
 @pytest.mark.parametrize(

@@ -268,7 +268,7 @@ def test_a_device_too_small_for_the_dense_parameters(tmp_path, capsys):
     held = 3 * int((0.9 * 80e9 - needs) // expert)
     assert said.value.missing == math.ceil((needs - 1.8e9) / expert) + max(0, 64 - held)
     assert "device 1 (a:GPU1) has 1.8 GB for parameters" in str(said.value)
-    assert "need 4.29 GB at 16 bytes each; 1 of 4 devices have too little" in str(said.value)
+    assert "need 4.29 GB at 16 bytes each; too small are 1 of 4 devices" in str(said.value)
     assert published.build(m, 1024, from_json(some), inference=True).n == 4
     path = tmp_path / "links.json"
     path.write_text(json.dumps(some))
