@@ -112,4 +112,4 @@ def check_out(out: Any, shape: tuple[int, ...], dtype: np.dtype, *inputs: Any, c
     if (contiguous and not out.flags.c_contiguous) or not out.flags.writeable or not out.flags.aligned:
         raise InputError(f"out must be {'contiguous, ' if contiguous else ''}aligned and writable: pass a new array")
     if any(value is not None and np.may_share_memory(out, value) for value in inputs):
-        raise InputError("out must not overlap x, ids or weights: they are still read while outputs are written")
+        raise InputError("out must not overlap an input: inputs are read while outputs are written")

@@ -116,12 +116,12 @@ def wait_message(
     if announced == codes.UNANNOUNCED:
         what = f"its announcement of epoch {epoch}{at}"
     elif left > 0:
-        what = f"{left} rows that rank {peer} announced, from tile {read} on{at}"
+        what = f"{left} row{'s'[: left != 1]} that rank {peer} announced, from tile {read} on{at}"
     elif returned == sent:
-        what = "the peer's staged outputs, from which sums are computed"
+        what = f"the staged outputs of rank {peer}, from which sums are computed"
     else:
         what = f"the outputs of tile {returned} (tiles 0 to {sent - 1} were sent)"
-    where = "outside a call" if seen[1] < 0 else f"after {seen[1]} commands"
+    where = "outside a call" if seen[1] < 0 else f"after {seen[1]} command{'s'[: seen[1] != 1]}"
     remedy = f"see the output of rank {peer}{'' if gone else f', or raise {name}='}"
     return (
         f"rank {rank} waited {waited} for rank {peer} in epoch {epoch} and still needs {what}; rank {peer} was last"

@@ -18,6 +18,7 @@ from ..engine.lock import OUTSIDE
 from ..engine.poison import failure_of
 from ..engine.returns import returns_due
 from ..engine.streams import end_slot
+from .failure import CAUSES
 
 PHASES = {
     codes.PHASE_ROUTE: "routing",
@@ -37,7 +38,7 @@ def describe(job: np.ndarray, state: np.ndarray, lock: int, line: Line) -> str:
     phase = PHASES.get(int(state[words.PHASE]), f"unknown phase {state[words.PHASE]}")
     found = [f"rank {me} of {world}, epoch {epoch}: {phase}, {state[words.PROGRESS]} commands published; {_held(lock)}"]
     if state[words.FAILED] != 0:
-        found.append(f"  failed with cause {state[words.FAILED]} (engine/codes.py)")
+        found.append(f"  gave up because {CAUSES.get(int(state[words.FAILED]), state[words.FAILED])}")
     if phase == PHASES[codes.PHASE_RUN]:
         found.append(
             f"  left: {state[words.UNREAD]} announcements to read, {state[words.OWED]} announced rows to compute and"
@@ -68,7 +69,7 @@ def _peer(job: np.ndarray, state: np.ndarray, line: Line, peer: int) -> list[str
     found = [f"last seen at epoch {epoch}, {where}"]
     if poison := line(peer, words.POISON):
         at, origin, cause = failure_of(poison)
-        found.append(f"poison of epoch {at} from rank {origin}, cause {cause} (engine/codes.py)")
+        found.append(f"poison: rank {origin} gave up in epoch {at} because {CAUSES.get(cause, cause)}")
     if state[words.PHASE] != codes.PHASE_RUN:
         return found
     if of(words.verdict) == codes.UNANNOUNCED:

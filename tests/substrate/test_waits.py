@@ -236,7 +236,7 @@ def test_a_wait_names_the_rank_at_which_rows_lie():
         assert f"{what};" in wait_message(0, 3, 2, owed=owed, rail=0, **about)
     for owed, what in (
         ((codes.SERVE, 0, 4, 5, 7), "the outputs of tile 5 (tiles 0 to 6 were sent)"),
-        ((codes.SERVE, 0, 4, 7, 7), "the peer's staged outputs, from which sums are computed"),
+        ((codes.SERVE, 0, 4, 7, 7), "the staged outputs of rank 3, from which sums are computed"),
     ):
         assert f"still needs {what};" in wait_message(0, 3, 2, owed=owed, rail=0, **about)
 
