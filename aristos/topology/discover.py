@@ -143,7 +143,7 @@ def _by_kernel(root: Path) -> Found:
     addresses = pci.gpus(root)
     if not addresses:
         return Node(""), []
-    text = f"{len(addresses)} NVIDIA GPUs are on the PCI bus, but neither NVML nor nvidia-smi was found"
+    text = f"NVIDIA GPUs on the PCI bus: {len(addresses)}, but neither NVML nor nvidia-smi was found"
     return Node(""), [Fault(text, "install NVIDIA's driver, or start the container with --gpus all")]
 
 

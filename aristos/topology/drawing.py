@@ -67,7 +67,7 @@ def draw(topology: Topology, path: Path) -> None:
             axes[0].text(0.5, 0.5, "this machine's links are unknown", ha="center", va="center")
         if topology.faults:
             listed = "\n".join(f"fault: {fault.text}" for fault in topology.faults[:4])
-            more = f"\nand {len(topology.faults) - 4} more faults" if len(topology.faults) > 4 else ""
+            more = f"\nmore faults: {len(topology.faults) - 4}" if len(topology.faults) > 4 else ""
             figure.supxlabel(listed + more, fontsize=8, color=OF["SYS"], x=0.01, ha="left")
         figure.savefig(path)
         plt.close(figure)

@@ -63,7 +63,7 @@ def fewer(gpus: Sequence[str], links: Mapping[tuple[str, str], Link]) -> list[Fa
     if not few and len(gpus) >= BOARD:
         full = max(total.values())
         less = [gpu for gpu in gpus if 0 < total[gpu] < full]
-        down = [f"{gpu} has {total[gpu]} NVLinks in all, the other GPUs have {full}" for gpu in less]
+        down = [f"{gpu} has fewer NVLinks in all than another GPU: {total[gpu]}, not {full}" for gpu in less]
     faults = [Fault(f"{text}: a link is down", f"find it by nvidia-smi nvlink -s; {RESET}") for text in down]
     for gpu in gpus:
         others = [peers[other] for other in gpus if other != gpu]
@@ -96,7 +96,7 @@ def dark(wires: Sequence[Wires]) -> list[Fault]:
             faults.append(Fault(text, "reseat the bridge" if bridged else RESET))
         siblings = [len(other.up) for other in wires if other.name == each.name]
         if len(each.up) < max(siblings, default=0):
-            text = f"{name} shows {len(each.up)} NVLinks, another {each.name} shows {max(siblings)}"
+            text = f"{name} shows fewer NVLinks than another {each.name}: {len(each.up)}, not {max(siblings)}"
             faults.append(Fault(text, RESET))
     return faults
 

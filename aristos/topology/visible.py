@@ -62,7 +62,7 @@ def _resolve(entry: str, devices: Sequence[Gpu]) -> VisibleDevice | str:
     """The device of an entry, or a text that says why there is none."""
     if re.fullmatch(r"[0-9]{1,9}", entry):
         found = next((d for d in devices if d.index == int(entry)), None)
-        return f"is none of the {len(devices)} GPUs here" if found is None else _seen(found)
+        return f"is none of the {len(devices)} GPU{'s'[: len(devices) != 1]} here" if found is None else _seen(found)
     if entry.startswith("MIG-"):  # a UUID, or for drivers before 470 MIG-GPU-<uuid>/<gpu instance>/<compute instance>
         slices = [(mig.uuid, VisibleDevice(d, mig)) for d in devices for mig in d.mig]
         return _named(entry, slices, "MIG slices", "MIG slice")

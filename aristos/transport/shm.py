@@ -18,8 +18,7 @@ def check_one_node(comm: Any, transport: str) -> None:
     node.Free()
     if here != comm.size:
         raise EnvironmentProblem(
-            f"transport {transport} needs all {comm.size} ranks on one node, and"
-            f" this rank shares its node with {here - 1} others"
+            f"transport {transport} needs all {comm.size} ranks on one node, but this rank's node has {here} of them"
         )
 
 

@@ -63,8 +63,8 @@ def test_nvlinks_and_which_are_inactive():
     assert wires((True, False, True)) == ["GPU0: NVLink 1 inactive, 2 of 3 active"]
     assert wires((False, False)) == ["GPU0 (NVIDIA H100 80GB HBM3): all NVLinks are inactive"]
     assert wires((False, False), name="NVIDIA A100-PCIE-40GB") == []  # a GPU without a bridge
-    assert wires((), (True, True)) == ["GPU0 shows 0 NVLinks, another NVIDIA H100 80GB HBM3 shows 2"]
-    assert wires((True,) * 3, (True,)) == ["GPU1 shows 1 NVLinks, another NVIDIA H100 80GB HBM3 shows 3"]
+    assert wires((), (True, True)) == ["GPU0 shows fewer NVLinks than another NVIDIA H100 80GB HBM3: 0, not 2"]
+    assert wires((True,) * 3, (True,)) == ["GPU1 shows fewer NVLinks than another NVIDIA H100 80GB HBM3: 1, not 3"]
 
 
 def test_addresses_of_devices_as_sysfs_names_them():
@@ -422,7 +422,7 @@ def test_a_driver_that_fails_is_a_fault_of_the_machine(root):
     assert node.devices == ()
     assert len(node.cpus) == 8
     node, (fault,) = node_here("host", root, lambda words: None, lambda: None)
-    assert "4 NVIDIA GPUs are on the PCI bus" in fault.text
+    assert "NVIDIA GPUs on the PCI bus: 4, but neither" in fault.text
 
 
 def test_the_nodes_of_a_job_and_of_ranks(root):

@@ -238,7 +238,7 @@ def test_a_failing_close_does_not_block_the_others(monkeypatch):
 def test_ranks_of_two_nodes(monkeypatch):
     found = Job(Machine(gpus=4), [None] * 4, monkeypatch, nodes=2).run(exchange)
     assert {str(error) for error in found} == {
-        "transport ipc needs all 4 ranks on one node, and this rank shares its node with 1 others"
+        "transport ipc needs all 4 ranks on one node, but this rank's node has 2 of them"
     }
 
 
