@@ -23,7 +23,7 @@ def part(found: Timeline, plot: Plot, place: str) -> Markup:
         tag("h2", f"Timeline {found.title}", id=place),
         tag("p", f"One call, {found.end * 1e3:.4g} ms, {counted(len(found.workers), 'worker')}. {facts}"),
         tag("p", _last(found.ranks)) if len(found.ranks) > 1 else "",
-        tag("p", f"The {count} shortest bars are not drawn: each is at most {longest:.3g} us.") if count else "",
+        tag("p", f"Not drawn: the shortest bars ({count}), each of at most {longest:.3g} us.") if count else "",
         tag("p", f"{counted(found.left_out, 'more worker')} in the file: neither drawn nor counted here.")
         if found.left_out
         else "",

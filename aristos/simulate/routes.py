@@ -44,7 +44,8 @@ class Routes:
         numbers = used.tolist()
         rates = np.array([capacity[link] for link in numbers], np.float64)
         if not ((rates >= 1 / LARGEST) & (rates <= LARGEST)).all():
-            raise InputError(f"rates of links must be from {1 / LARGEST:g} to {LARGEST:g} GB/s")
+            got = f"{rates.min():g} to {rates.max():g}"
+            raise InputError(f"rates of links must be from {1 / LARGEST:g} to {LARGEST:g} GB/s, got {got}")
         if not (latency <= LARGEST).all():
             raise InputError(f"latencies must be at most {LARGEST:g} us, got {latency.max():g}")
         return cls(

@@ -98,7 +98,7 @@ class Simulation:
         free = free_memory()
         if free is not None and wanted > free:
             raise InputError(
-                f"a simulation of {self.world} ranks needs {wanted / 2**30:.1f} GiB here,"
+                f"a simulation of {self.world} rank{'s'[: self.world != 1]} needs {wanted / 2**30:.1f} GiB here,"
                 f" and {free / 2**30:.1f} GiB are free: simulate fewer ranks or tokens"
             )
 

@@ -239,7 +239,7 @@ def test_a_long_table_and_a_long_timeline_say_what_is_left_out(tmp_path):
     assert "512 workers" in wide
     assert "8 more workers in the file: neither drawn nor counted here." in wide
     assert "more workers" not in said
-    assert "The 800 shortest bars are not drawn: each is at most 57 us." in said
+    assert "Not drawn: the shortest bars (800), each of at most 57 us." in said
 
 
 @pytest.mark.slow
