@@ -85,7 +85,9 @@ def check_options(commands: Any) -> None:
     )
     one.add_argument("--save", metavar="FOLDER", help="write the arrays that launches name to FOLDER/NAME.npy")
     one.add_argument("--github", action="store_true", help="print reports as annotations of GitHub Actions")
-    one.add_argument("-I", dest="folders", action="append", default=[], metavar="FOLDER", help="headers of CUDA C++")
+    one.add_argument(
+        "-I", dest="folders", action="append", default=[], metavar="FOLDER", help="folder with headers of CUDA C++"
+    )
     one.add_argument("-D", dest="macros", action="append", default=[], metavar="NAME[=VALUE]", help="macro of CUDA C++")
     machine_options(one)
     one.add_argument("file", metavar="FILE.cu|FILE.ptx|SCRIPT.py")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ MISUSES = {  # the message for each detail of a MISUSE report
     mbarrier.OVERWRITTEN: "something was written over the mbarrier",
     mbarrier.AGAIN: "an mbarrier is initialised a second time: mbarrier.inval must come between",
     mbarrier.BAD_COUNT: "a count must be 1 to 1048575",
-    mbarrier.TOO_MANY: f"a block can have {s.MB_MOST} mbarriers on the machine",
+    mbarrier.TOO_MANY: f"a block can have at most {s.MB_MOST} mbarriers on the machine",
     mbarrier.BEYOND: "more arrivals than the phase of the mbarrier expects",
     mbarrier.BAD_BYTES: "the bytes that a phase waits for must be within 1048575 of zero",
     bulk.BAD_SIZE: "the size must be a multiple of 16 above zero",
@@ -128,7 +129,7 @@ def explain(machine: Core, row: Any) -> list[Report]:
     if launch.action:
         block = thread = ()
     where = name_address(machine, launch, int(row[s.R_SPACE]), int(row[s.R_ADDRESS]))
-    verb = ("writes" if row[s.R_WRITE] else "reads") + f" {int(row[s.R_SIZE])} bytes"
+    verb = ("writes" if row[s.R_WRITE] else "reads") + f" {int(row[s.R_SIZE])} byte{'s'[: int(row[s.R_SIZE]) != 1]}"
     detail = int(row[s.R_DETAIL])
     if kind == s.RACE:
         return races(machine, row, launch, file, line, opcode, block, thread, where)
@@ -142,7 +143,7 @@ def explain(machine: Core, row: Any) -> list[Report]:
         message = f"{opcode} {verb} at {where}, which nothing has written"
         if int(row[s.R_SPACE]) == -1:
             where = ""
-            message = f"{opcode} takes the value of lane {detail}, which does not take part: it is undefined"
+            message = f"{opcode} takes the value of lane {detail}, which does not take part: that value is undefined"
     elif kind == s.BARRIER_DIVERGENCE:
         where = ""
         message = divergence(machine, row, opcode, detail)
@@ -242,22 +243,24 @@ def called(action: Launch, file: str, line: int) -> str:
 def unfenced(machine: Core, row: Any, access: str, opcode: str, detail: int) -> str:
     """The message for an access before which a fence is missing."""
     if detail == 2:
-        return f"{opcode} takes a register touched since the last wgmma.fence: it needs wgmma.fence between"
+        return f"{opcode} takes a register touched since the last wgmma.fence: wgmma.fence must come between"
     if detail == tensor_fence.AFTER:
-        return f"{opcode} uses tensor memory after a wait without tcgen05.fence::after_thread_sync between"
+        return f"{opcode} uses tensor memory after a wait, with no tcgen05.fence::after_thread_sync between"
     if detail == tensor_fence.BEFORE:
         why = "no tcgen05.fence::before_thread_sync follows the tcgen05.st that wrote it"
         return f"{opcode} uses tensor memory, but {why}"
     if detail == 1:
         return f"{access}, an mbarrier whose initialisation needs fence.mbarrier_init or fence.proxy.async after it"
     _, line, opcode = line_of(machine, int(row[s.R_OTHER_PC]))
-    return f"{access} by the asynchronous proxy, after line {line} ({opcode}): it needs fence.proxy.async between"
+    return f"{access} by the asynchronous proxy, after line {line} ({opcode}): fence.proxy.async must come between"
 
 
 def divergence(machine: Core, row: Any, opcode: str, detail: int) -> str:
     """The message for a wrong use of a barrier or of a mask of lanes. detail: the record's."""
     if detail < 0:
-        return f"{opcode} for the whole block: other lanes of the warp arrived, this one passed it and ended"
+        return (
+            f"{opcode} for the whole block: other lanes of the warp arrived, but this lane passed the barrier and ended"
+        )
     if detail == 1:
         other = line_of(machine, int(row[s.R_OTHER_PC]))[1]
         return f"{opcode}: other threads of the same warp wait at the barrier of line {other}"
@@ -375,9 +378,12 @@ def stuck(machine: Core, launches: list[Launch], spinning: bool, runs: str = SPI
             s.AT_GRID: "wait at the grid's barrier" + missing_blocks(machine, launches, launch),
         }[waits]
         message = f"{opcode}: {len(threads_here)} threads {what}"
+        if len(threads_here) == 1:
+            message = f"{opcode}: 1 thread " + re.sub("^(wait|spin|still run)", r"\1s", what)
         if queued > 0:
             most = resident_of(machine, launch)
-            message += f"; {queued} blocks wait for an SM: {most} of {launch.blocks} can be resident"
+            waits_for = "1 block waits" if queued == 1 else f"{queued} blocks wait"
+            message += f"; {waits_for} for an SM: {most} of {launch.blocks} can be resident"
         block, thread_ = three_of(index, launch.grid), three_of(tid, launch.block)
         found.append(Report(kind, launch.name, file, line, block, thread_, message, device=launch.device))
     return found
@@ -390,7 +396,8 @@ def missing_blocks(machine: Core, launches: list[Launch], launch: Launch) -> str
     live = blocks[(blocks[:, s.B_LAUNCH] == number) & (blocks[:, s.B_LIVE] > 0)]
     arrived = int((warps[live[:, s.B_FIRST_WARP], s.W_LIVE] & 1).sum())
     ended = int(machine.tables["launches"][number, s.L_NEXT]) - arrived
-    return f"; in {ended} blocks all threads, or thread 0, ended without reaching it" if ended else ""
+    many = f"{ended} block{'s'[: ended != 1]}"
+    return f"; in {many} all threads, or thread 0, ended without reaching it" if ended else ""
 
 
 def waiting(number: int, actor: Any) -> Report:

@@ -135,7 +135,7 @@ def flatten(type_: Any, value: Any, found: list[Any]) -> None:
 
 def fits(number: Any, param: Any) -> None:
     """Raise InputError unless the number fits the parameter."""
-    wanted = f"parameter {param.name} is a .{param.type} of {param.size} bytes"
+    wanted = f"parameter {param.name} is a .{param.type} of {param.size} byte{'s'[: param.size != 1]}"
     if isinstance(number, (bytes, np.void)):
         return
     if isinstance(number, (float, np.floating)):

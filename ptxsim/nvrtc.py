@@ -112,7 +112,7 @@ def compiled_kernels(
     except InputError as error:
         other = nvcc.found()
         if other is None:
-            raise InputError(f"{error}\nnvcc would compile more files, and is not on PATH") from None
+            raise InputError(f"{error}\nnvcc, which compiles more files, is not on PATH") from None
         try:
             ptx = nvcc.compiled(other, name, cc, wanted, flags)
         except InputError as again:
@@ -178,7 +178,7 @@ def compiled(
             empty = f". Headers that were not found, and taken as empty: {', '.join(missing)}" if missing else ""
             lines = messages.splitlines()
             if len(lines) > SHOWN:
-                messages = "\n".join([*lines[:SHOWN], f"({len(lines) - SHOWN} more lines)"])
+                messages = "\n".join([*lines[:SHOWN], f"(more lines: {len(lines) - SHOWN})"])
             raise InputError(f"{what} does not compile: {messages}" + (f"\n{HOST_CODE}{empty}" if wanted else ""))
         missing.append(absent[1])
     try:

@@ -100,9 +100,10 @@ def sentence(machine: Machine, turn: np.ndarray) -> str:
     launch, index = place(machine, int(turn[s.U_GID]))
     _, line, _ = line_of(machine, int(turn[s.U_PC]))
     first = int(machine.tables["blocks"][machine.tables["warps"][turn[s.U_SLOT], s.W_BLOCK], s.B_FIRST_WARP])
-    warp = int(turn[s.U_SLOT]) - first
+    warp, count = int(turn[s.U_SLOT]) - first, int(turn[s.U_COUNT])
+    run = f"{count} instruction{'s'[: count != 1]}"
     if launch is None:
-        return f"warp {warp} runs {int(turn[s.U_COUNT])} instructions"
+        return f"warp {warp} runs {run}"
     block = three_of(index, launch.grid)
     where = f"{launch.name} on device {launch.device}, block {block}, warp {warp}"
-    return f"{where}: {int(turn[s.U_COUNT])} instructions, to line {line}"
+    return f"{where}: {run}, to line {line}"

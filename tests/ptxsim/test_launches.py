@@ -282,4 +282,4 @@ def test_a_kernel_may_wait_for_one_of_another_stream_but_not_for_a_later_one_of_
     setting.launch("await", b="flag", grid=1, block=1)
     setting.launch("signal", b="flag", grid=1, block=1)
     assert setting.kinds() == {("deadlock", "")}
-    assert "1 blocks wait for an SM" in str(setting.machine.reports[0])
+    assert "1 block waits for an SM" in str(setting.machine.reports[0])

@@ -168,7 +168,7 @@ def test_wrong_modules(text, words):
         (("a",), ".param .u64 x", "got 'a'"),
         ((None,), ".param .u64 x", "got None"),
         ((1 << 64,), ".param .u64 x", "got 18446744073709551616"),
-        ((-129,), ".param .u8 x", "is a .u8 of 1 bytes, got -129"),
+        ((-129,), ".param .u8 x", "is a .u8 of 1 byte, got -129"),
     ],
 )
 def test_wrong_arguments_of_ptx(args, params, words):
@@ -363,10 +363,10 @@ WAIT = "ld.param.u64 %d1, [x]; UP: ld.acquire.gpu.global.u32 %r1, [%d1]; setp.eq
 @pytest.mark.parametrize(
     ("body", "words"),
     [
-        (COUNT, "spin here"),
-        (CHANGE, "still run after 1000000 instructions of warps"),
-        (WAIT, "spin here"),
-        ("UP: bra UP;", "spin here"),
+        (COUNT, "1 thread spins here"),
+        (CHANGE, "1 thread still runs after 1000000 instructions of warps"),
+        (WAIT, "1 thread spins here"),
+        ("UP: bra UP;", "1 thread spins here"),
     ],
 )
 def test_endless_loops(body, words):

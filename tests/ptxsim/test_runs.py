@@ -204,7 +204,7 @@ def test_a_grid_barrier_that_some_blocks_never_reach_is_reported(kernel, few, ma
             assert [r.kind for r in reports] == found
             if found:
                 assert f"{waiting} threads wait" in reports[0].message
-                assert f"in {blocks} blocks all threads, or thread 0, ended" in reports[0].message
+                assert f"in {blocks} block{'s'[: blocks != 1]} all threads, or thread 0, ended" in reports[0].message
                 first = kernel.py_func.__code__.co_firstlineno
                 assert reports[0].file == __file__
                 assert first < reports[0].line <= first + 7
