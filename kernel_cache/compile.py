@@ -448,7 +448,7 @@ def _progress(quiet: bool) -> Iterator[None]:
             if not compiled_here():
                 continue  # functions are only loaded so far
             ready = sum(bool(f.overloads or f.linked) for f in _registered)
-            text = f"{ready} functions in {time.monotonic() - start:.0f} s"
+            text = f"{ready} function{'s'[: ready != 1]} in {time.monotonic() - start:.0f} s"
             print(f"aristos: compiling kernels{_place}, {text}{note}", file=sys.stderr, flush=True)
             wait, note = NEXT_SECONDS, ""
 
