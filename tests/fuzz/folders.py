@@ -27,6 +27,7 @@ from aristos.bench.options import UsageError
 from aristos.checkpoint import Checkpoint
 from aristos.cli import __main__ as cli
 from aristos.cli import inspect
+from aristos.cli._ending import exit_code
 from aristos.errors import AristosError, InputError
 from aristos.launcher import seats
 from aristos.report import compared_part, page, run_part
@@ -322,8 +323,6 @@ def commands(data: bytes) -> None:
         code = ended.code
     except UsageError:
         code = 2
-    except (AristosError, OSError) as error:
-        raise Undocumented(f"{type(error).__name__}: {error}") from error
     finally:
         sys.stdin = stdin
     if code not in (0, 1, 2, 3):
@@ -346,7 +345,7 @@ def command(name: str, words: list[str]) -> Any:
         "run": getattr(asked, "dry_run", False) and getattr(asked, "nvidia_smi", None),
     }
     if name in HARMLESS and not any(away) and reads.get(name, True):
-        return module.main(words)
+        return exit_code(name, lambda: module.main(words))
     return 0
 
 

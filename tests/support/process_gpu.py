@@ -57,6 +57,9 @@ class Shared:
     def clear(self, start: int, end: int) -> None:
         self.bytes[start:end] = 0
 
+    def expect(self, start: int, end: int) -> None:
+        """Make no pages: the file's pages are made when they are written."""
+
 
 class ProcessGpu(MachineGpu):
     """This process's GPU; path: a file of PART zero bytes a rank."""
