@@ -23,8 +23,9 @@ from . import packages
 
 Import = ast.Import | ast.ImportFrom
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)
-# finds calls of overload. Groups: the name with which the first argument begins; a dot if it has the form a.b.c
-OVERLOAD = re.compile(r"\boverload\(\s*(?:getattr\(\s*)?(\w*)(?:\.\w+(\.))?")
+# finds calls of overload, but not those in backticks, which are text. Groups: the name with which the first argument
+# begins; a dot if it has the form a.b.c
+OVERLOAD = re.compile(r"(?<!`)\boverload\(\s*(?:getattr\(\s*)?(\w*)(?:\.\w+(\.))?")
 
 
 class Statement(NamedTuple):

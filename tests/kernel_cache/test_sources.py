@@ -77,6 +77,7 @@ LOWERED = {  # a lowering -> the files whose functions it lowers
     "def f():\n    pass\noverload(f)(None)": {"lowering.py"},
     "f = g = None\n@overload(g)\ndef h():\n    pass": None,
     "def lower(f):\n    overload(f)(None)": None,
+    'from .b import ONE\n"""For `overload(f)`."""\noverload(ONE)(None)': {"b.py", "low/__init__.py"},
     "import house.b\noverload(house.b.ONE)(None)": None,
     "from . import low\noverload(low.c.third)(None)": None,
     "import numpy as np\noverload(np.clip)(None)": None,

@@ -309,7 +309,7 @@ def test_configurations_without_meaning_are_refused():
         ),
         ({"router": Router(weight_on="input")}, "weight_on='input' requires top_k=1, got top_k=3"),
         ({"identity_experts": -1}, "identity_experts must be 0 or a positive int"),
-        ({"identity_experts": 2, "router": two}, "identity_experts must be 0 with groups, got 2"),
+        ({"identity_experts": 2, "router": two}, "identity_experts must be 0 for a router with groups, got 2"),
         (
             {"identity_experts": 2, "router": Router(capacity_factor=1.0)},
             "identity_experts must be 0 with capacity_factor, got 2",

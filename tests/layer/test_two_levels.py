@@ -340,7 +340,7 @@ def test_refused_sums():
     with pytest.raises(InputError, match=r"combine must be 'rows' or 'sums', got 'sum'"):
         replace(CFG, levels=2, combine="sum")
     for levels in (1, "auto"):
-        with pytest.raises(InputError, match="combine='sums' needs levels=2, got levels="):
+        with pytest.raises(InputError, match="combine='sums' needs levels=2, got "):
             replace(CFG, levels=levels, combine="sums")
     cfg = replace(CFG, levels=2, combine="sums")
     with pytest.raises(InputError, match="combine='sums' needs schedule='fused', got schedule='bulk'"):

@@ -38,7 +38,7 @@ def unrolled(
 
 
 def by_code(function: Callable[..., Any], kernels: Mapping[int, Callable[..., Any]], names: Mapping[str, Any]) -> Any:
-    """An implementation for `overload(function)`: compiled calls run the kernel whose code is the first argument.
+    """An implementation of `function` for `overload`: compiled calls run the kernel whose code is the first argument.
 
     The kernel gets the other arguments. names: the globals of the function's module.
     """
