@@ -312,7 +312,7 @@ def test_configurations_without_meaning_are_refused():
         ({"identity_experts": 2, "router": two}, "identity_experts must be 0 for a router with groups, got 2"),
         (
             {"identity_experts": 2, "router": Router(capacity_factor=1.0)},
-            "identity_experts must be 0 with capacity_factor, got 2",
+            "identity_experts must be 0 for a router with capacity_factor, got 2",
         ),
         ({"top_k": 9}, r"top_k must be at most experts \(8\), got 9"),
         ({"top_k": 11, "identity_experts": 2}, r"top_k must be at most experts \+ identity_experts \(10\), got 11"),

@@ -24,7 +24,7 @@ def run_examples(page: str, **names: object) -> None:
 def test_the_examples_run_in_order(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # one example saves files
     run_examples(PAGE)
-    assert "calls, " in capsys.readouterr().out
+    assert "calls: " in capsys.readouterr().out
     run_examples(TRAINING)
 
 
