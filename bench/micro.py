@@ -25,7 +25,9 @@ def peak(worker: Any) -> float:
 
 
 def outside(worker: Any, peer: str) -> NDArray[np.float64]:
-    """The time of calls outside kernels and waits, on the slowest rank: [2, calls] seconds. Collective.
+    """The time of calls outside kernels and waits, on the slowest rank: [2, timed calls] seconds. Collective.
+
+    The first tenth of the calls warms up and is not timed.
 
     The first row is the time that is neither in expert kernels nor in waits: routing, row copies, combine and the
     engine's own work. The second row is the engine's own work alone. Waits are the worker's idle time, which includes

@@ -22,6 +22,8 @@ from ..topology.links import problem as of_links
 from .problem import Infeasible
 from .values import ProblemError, count, number, parse_file, require
 
+DEEPEST = 64  # levels of nested switches in a cluster file
+
 
 @dataclass(frozen=True)
 class Need:
@@ -73,8 +75,8 @@ def _leaves(node: Any, where: str, times: int) -> Iterator[tuple[str, int, dict[
         yield where, times, node
         return
     inside = node["children"]
-    if where.count(".") > 64 or not isinstance(inside, list) or not inside:
-        raise ProblemError(f"{where}.children", "must be a list of at least one child, at most 16 levels deep")
+    if where.count(".") > DEEPEST or not isinstance(inside, list) or not inside:
+        raise ProblemError(f"{where}.children", f"must be a list of at least one child, at most {DEEPEST} levels deep")
     for i, child in enumerate(inside):
         yield from _leaves(child, f"{where}.children[{i}]", times)
 

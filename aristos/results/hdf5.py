@@ -160,7 +160,8 @@ def _described(path: Path, what: str) -> Iterator[None]:
     except (OSError, RuntimeError, ValueError, TypeError, AttributeError, LookupError, MemoryError) as error:
         if isinstance(error, InputError | ResultsError):
             raise
-        raise ResultsError(f"{path}: {what}: {shown(str(error)) or 'out of memory'}") from error
+        cause = shown(str(error)) or ("out of memory" if isinstance(error, MemoryError) else type(error).__name__)
+        raise ResultsError(f"{path}: {what}: {cause}") from error
 
 
 def _check_signature(path: Path) -> None:

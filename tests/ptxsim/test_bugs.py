@@ -473,7 +473,7 @@ def test_blocks_that_wait_for_blocks_that_cannot_be_resident():
                 pass
 
     reports = found(bad, "deadlock", grid=9, block=1024, extra=(np.zeros(1, np.uint32),))
-    assert "wait for an SM" in reports[0].message
+    assert "waits for an SM" in reports[0].message
     silent(bad, grid=8, block=1024, extra=(np.zeros(1, np.uint32),))
 
 
