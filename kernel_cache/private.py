@@ -134,11 +134,11 @@ def _of_folder(folder: Path) -> str:
 def _of_parent(folder: Path) -> str:
     found = folder.lstat()
     if stat.S_ISLNK(found.st_mode):
-        return f"a folder inside {folder}: {folder.name} is a link"
+        return f"a folder inside {folder}: {folder} is a link"
     if found.st_uid not in (os.getuid(), *_roots()):
-        return f"a folder inside {folder}: {folder.name} belongs to user {found.st_uid}"
+        return f"a folder inside {folder}: {folder} belongs to user {found.st_uid}"
     if found.st_mode & OTHERS_WRITE and not found.st_mode & stat.S_ISVTX:
-        return f"a folder inside {folder}: others can write to {folder.name}"
+        return f"a folder inside {folder}: others can write to {folder}"
     return ""
 
 

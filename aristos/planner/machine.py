@@ -20,9 +20,8 @@ from typing import Any
 from ..topology.links import SHARE, Links
 from ..topology.links import problem as of_links
 from .problem import Infeasible
+from .tree import MAX_LEVELS
 from .values import ProblemError, count, number, parse_file, require
-
-DEEPEST = 64  # levels of nested switches in a cluster file
 
 
 @dataclass(frozen=True)
@@ -66,6 +65,8 @@ def _leaves(node: Any, where: str, times: int) -> Iterator[tuple[str, int, dict[
     """(field, how many devices, leaf) for each kind of device in the cluster. Raises ProblemError for a wrong field."""
     if not isinstance(node, dict):
         raise ProblemError(where, f"must be an object, got {type(node).__name__}")
+    if where.count(".") > MAX_LEVELS:
+        raise ProblemError(where, f"is deeper than {MAX_LEVELS} levels")
     times *= count(f"{where}.count", node.get("count", 1), 1)
     if "children" not in node:
         hint = " (switches have children, devices tflops and memory_gb)"
@@ -75,8 +76,8 @@ def _leaves(node: Any, where: str, times: int) -> Iterator[tuple[str, int, dict[
         yield where, times, node
         return
     inside = node["children"]
-    if where.count(".") > DEEPEST or not isinstance(inside, list) or not inside:
-        raise ProblemError(f"{where}.children", f"must be a list of at least one child, at most {DEEPEST} levels deep")
+    if not isinstance(inside, list) or not inside:
+        raise ProblemError(f"{where}.children", "must be a list of at least one child")
     for i, child in enumerate(inside):
         yield from _leaves(child, f"{where}.children[{i}]", times)
 

@@ -245,7 +245,8 @@ def test_why_nothing_fits_and_what_would(tmp_path, capsys):
     [
         ("[]", "cluster.json: cluster must be"),
         ("{", "cluster.json: cluster is not JSON"),
-        ('{"children": []}', "cluster.children"),
+        ('{"children": []}', "cluster.children must be a list of at least one child"),
+        ('{"children": [' * 17 + "{}" + "]}" * 17, "cluster" + ".children[0]" * 17 + " is deeper than 16 levels"),
         (
             '{"alpha_us": 1, "beta_us_per_mib": 1, "children": [{"tflops": 3}]}',
             "cluster.children[0].memory_gb is missing",

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from unittest import mock
 
 import h5py
 import numpy as np
@@ -285,6 +286,15 @@ def test_damaged_runs_are_named_without_a_traceback(tmp_path, capsys, spoil):
         results.load(path)
     assert main(["plot", str(path)]) == 3
     assert f"aristos plot: {path}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("error", "cause"), [(MemoryError(), "out of memory"), (RuntimeError(), "RuntimeError")])
+def test_an_error_without_a_text_has_a_cause(error, cause, tmp_path, monkeypatch):
+    path = tmp_path / "r.h5"
+    results.append(path, example_run("x"))
+    monkeypatch.setattr(h5py, "File", mock.Mock(side_effect=error))
+    with pytest.raises(ResultsError, match=rf"r\.h5: cannot be read: {cause}$"):
+        hdf5.read(path)
 
 
 def test_a_table_without_the_variables_of_its_picture(tmp_path, capsys):
