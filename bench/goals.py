@@ -66,7 +66,7 @@ _GUESTS = (
     " take {hot} of the time that memory takes, while nobody else is on the core"
 )
 _SHARED = (
-    "{runs} runs within two hours gave {low} to {high}; a loop of Python took 1.0 to 2.2 times as long meanwhile,"
+    "{runs} runs on two days gave {low} to {high}; a loop of Python took 1.0 to 2.2 times as long during some of them,"
     " as if other guests used the core's second thread"
 )
 _UNITS = (
@@ -82,9 +82,9 @@ _UNPACKED = "codes prefetched 4 to 12 KiB ahead are read equally fast, so memory
 
 
 def _units(rows: str, count: int, cycles: str, most: str, low: str, high: str) -> str:
-    bound = f", so the share is at most {most}" if most else ""
+    bound = f", so the share of 33 GB/s is at most {most}" if most else ""
     return _UNITS.format(
-        rows=rows, count=count, cycles=cycles, bound=bound, shared=_SHARED.format(runs="three", low=low, high=high)
+        rows=rows, count=count, cycles=cycles, bound=bound, shared=_SHARED.format(runs="seven", low=low, high=high)
     )
 
 
@@ -99,26 +99,26 @@ CAUSES = {  # family -> the beginning of a figure's name -> why it is missed
         "mxfp4: a token": _GUESTS.format(low="0.56", high="0.72", hot="1.0"),
     },
     "avx512bf16, znver4": {
-        "fp8: a token": _units("a row", 64, "6.5", "", "0.33 (before codes were looked up)", "0.49"),
-        "int8: a token": _units("a row", 64, "9.4", "0.93", "0.52", "0.61"),
-        "int4: a token": _units("a row", 128, "8.2", "", "0.28 (before codes were looked up)", "0.51"),
-        "mxfp4: a token": _units("a row", 128, "8.2", "", "0.24 (before codes were looked up)", "0.43"),
-        "fp8: 16 tokens": _units("four rows", 64, "12.4", "0.70", "0.26 (before codes were looked up)", "0.45"),
-        "int8: 16 tokens": _units("four rows", 64, "17", "0.51", "0.36", "0.45"),
-        "int4: 16 tokens": _units("four rows", 128, "20", "0.43", "0.23 (before codes were looked up)", "0.35"),
-        "mxfp4: 16 tokens": _units("four rows", 128, "20", "0.43", "0.18 (before codes were looked up)", "0.43"),
-        "float32: a token": _SHARED.format(runs="six", low="0.65", high="0.75"),
-        "float32: 16 tokens": _SHARED.format(runs="six", low="0.40", high="0.64"),
-        "bfloat16: a token": _SHARED.format(runs="six", low="0.52", high="0.91"),
-        "bfloat16: 16 tokens": _SHARED.format(runs="six", low="0.48", high="0.56")
+        "fp8: a token": _units("a row", 64, "6.5", "", "0.33 (before codes were looked up)", "0.73"),
+        "int8: a token": _units("a row", 64, "9.4", "0.93", "0.52", "0.66"),
+        "int4: a token": _units("a row", 128, "8.2", "", "0.28 (before codes were looked up)", "0.61"),
+        "mxfp4: a token": _units("a row", 128, "8.2", "", "0.24 (before codes were looked up)", "0.58"),
+        "fp8: 16 tokens": _units("four rows", 64, "12.4", "0.70", "0.26 (before codes were looked up)", "0.75"),
+        "int8: 16 tokens": _units("four rows", 64, "17", "0.51", "0.36", "0.68"),
+        "int4: 16 tokens": _units("four rows", 128, "20", "0.43", "0.21", "0.69"),
+        "mxfp4: 16 tokens": _units("four rows", 128, "20", "0.43", "0.18 (before codes were looked up)", "0.44"),
+        "float32: a token": _SHARED.format(runs="ten", low="0.63", high="0.84"),
+        "float32: 16 tokens": _SHARED.format(runs="ten", low="0.40", high="0.71"),
+        "bfloat16: a token": _SHARED.format(runs="ten", low="0.52", high="0.91"),
+        "bfloat16: 16 tokens": _SHARED.format(runs="ten", low="0.48", high="0.82")
         + "; the kernel alone reads four rows' weights at 0.85",
-        "float16: a token": _SHARED.format(runs="three", low="0.58", high="0.69"),
-        "float16: 16 tokens": _SHARED.format(runs="three", low="0.33", high="0.38")
+        "float16: a token": _SHARED.format(runs="seven", low="0.58", high="0.82"),
+        "float16: 16 tokens": _SHARED.format(runs="seven", low="0.33", high="0.58")
         + "; four rows of multiply-adds and conversions take 1.4 times as long as memory",
-        "float32: an expert": _SHARED.format(runs="six", low="1.04", high="1.36"),
-        "bfloat16: an expert": _SHARED.format(runs="six", low="1.02", high="1.32"),
-        "float16: an expert": _SHARED.format(runs="three", low="1.02", high="1.23"),
-        "fp8: an expert": _SHARED.format(runs="three", low="0.98", high="1.15"),
+        "float32: an expert": _SHARED.format(runs="ten", low="1.04", high="1.36"),
+        "bfloat16: an expert": _SHARED.format(runs="ten", low="0.99", high="1.32"),
+        "float16: an expert": _SHARED.format(runs="seven", low="0.97", high="1.23"),
+        "fp8: an expert": _SHARED.format(runs="seven", low="0.89", high="1.15"),
     },
     "amx, rocketlake": {
         "float32: a token": _LONGER.format(alone="0.84", longer="0.86", rows="0.94 with two rows"),
