@@ -170,7 +170,7 @@ def check(x, warp, thread, block, space, place, size, how, write, reads, pc):
             state = load8(init + i)
             if state == np.uint64(0):
                 fresh = True
-            elif state == np.uint64(2):
+            elif state >= np.uint64(s.COPYING) and (write or state == np.uint64(s.COPYING)):
                 pending = True
             if write:
                 store8(init + i, np.uint64(1))

@@ -204,7 +204,7 @@ def check_written(x, thread, space, init, address, size, write, pc):
                 state = load8(init + k)
                 if state == np.uint64(0) and fresh < 0:
                     fresh = np.int64(k)
-                elif state == np.uint64(2) and pending < 0:
+                elif pending < 0 and state >= np.uint64(s.COPYING) and (write or state == np.uint64(s.COPYING)):
                     pending = np.int64(k)
     gid = get(thread, s.T_GID)
     if pending >= 0:

@@ -191,8 +191,12 @@ HISTORY_SLOTS = 4096
 S_FIELDS = 4
 
 # ---- a pending asynchronous copy ----
-(C_TO, C_FROM, C_SIZE, C_READ, C_GROUP, C_PC) = range(6)
-C_FIELDS, C_MOST = 6, 32
+# TWIN: whether another thread's pending copy had the same target, source and size when this or the other one started
+(C_TO, C_FROM, C_SIZE, C_READ, C_GROUP, C_PC, C_TWIN) = range(7)
+C_FIELDS, C_MOST = 7, 32
+# flags of bytes that the checker knows: whether a write has landed there, and whether a copy is still pending. A twin's
+# copy leaves LANDED | COPYING until the other one lands: the bytes may be read, but not written
+LANDED, COPYING = 1, 2
 
 # ---- pending work of the asynchronous proxy: bulk copies, and arrivals that wait for cp.async or tcgen05 ----
 # FROM: the source; for a box that is copied to shared memory, the row of the block that has its mbarrier. FLAGS: the

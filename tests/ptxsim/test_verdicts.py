@@ -130,3 +130,73 @@ def test_a_thread_that_writes_what_is_there_does_not_hide_the_others(value, verd
     send = sent(RELEASE.format("gpu")).replace("add.u32 %t, %t, 9;", value)
     verdicts = found(send, received("mov.u32 %r1, 1"), 1, seeds=3, stale=False)
     assert {one[3] for one in verdicts if one[1] == "a"} == {verdict}
+
+
+TWINS = """.version 8.0
+.target sm_90
+.address_size 64
+.visible .entry k(.param .u64 a, .param .u64 o)
+{
+.reg .u64 %a, %o, %i, %j; .reg .u32 %t, %s, %r<4>; .reg .pred %p, %q;
+.shared .align 16 .b8 tile[1024];
+ld.param.u64 %a, [a]; ld.param.u64 %o, [o]; mov.u32 %t, %tid.x; setp.ge.u32 %q, %t, FIRST; setp.eq.u32 %p, %t, 0;
+rem.u32 %r0, %t, FIRST; shl.b32 %r0, %r0, 4; cvt.u64.u32 %i, %r0; add.u64 %i, %a, %i;
+mov.u32 %s, tile; add.u32 %s, %s, %r0; shl.b32 %r1, %t, 2; cvt.u64.u32 %j, %r1; add.u64 %o, %o, %j;
+BODY
+}
+"""
+COPY = "cp.async.cg.shared.global [%s], [%i], 16; cp.async.commit_group;"
+READ = "ld.shared.u32 %r2, [%s]; st.global.u32 [%o], %r2;"
+WAITED = "cp.async.wait_group 0; bar.sync 0;"
+FURTHER = "@%q add.u64 %i, %i, 512;"
+
+
+def twins(body, first=16, threads=32, other=None, seed=0):
+    """(reports, a, o) of a kernel whose thread t copies 16 bytes to the place of thread t - first."""
+    machine = ptxsim.Machine(seed=seed)
+    data = np.arange(256, dtype=np.uint32) + 1
+    data[128:] = data[:128] if other is None else other
+    a = machine.device(0).array(data, "a")
+    o = machine.device(0).array(np.zeros(threads, np.uint32), "o")
+    machine.device(0).launch(TWINS.replace("BODY", body).replace("FIRST", str(first)), 1, threads, a, o)
+    return machine.run(), data, o.copy_to_host()
+
+
+@pytest.mark.parametrize(("first", "threads"), [(16, 32), (8, 32), (32, 64)])
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_two_copies_of_the_same_bytes_are_the_same_value(first, threads, seed):
+    """Also of three or more lanes, and of two warps."""
+    reports, a, o = twins(f"{COPY} {WAITED} {READ}", first, threads, seed=seed)
+    assert {(report.kind, report.verdict) for report in reports} == {("race", "same value")}
+    assert (o == a[np.arange(threads) % first * 4]).all()
+
+
+@pytest.mark.parametrize("wait", ["@!%q", "@%q"])
+def test_a_thread_that_waits_for_one_of_two_equal_copies_may_read(wait):
+    reports, a, o = twins(f"{COPY} {wait} cp.async.wait_group 0; bar.sync 0; {READ}")
+    assert {(report.kind, report.verdict) for report in reports} == {("race", "same value")}
+    assert (o == a[np.arange(32) % 16 * 4]).all()
+
+
+def test_a_write_before_the_second_of_two_equal_copies_lands_is_reported():
+    store = "@%p st.shared.u32 [%s], 5; bar.sync 0;"
+    reports, _, _ = twins(f"{COPY} @!%q cp.async.wait_group 0; bar.sync 0; {store} {READ}")
+    assert ("missing_wait", "wrong") in {(report.kind, report.verdict) for report in reports}
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize(("first", "other"), [(16, 7), (16, None), (32, 7)])
+def test_copies_from_two_sources_stay_wrong(seed, first, other):
+    """None: the second source holds the same bytes."""
+    reports, _, _ = twins(f"{FURTHER} {COPY} {WAITED} {READ}", first, 2 * first, other, seed)
+    assert "wrong" in {report.verdict for report in reports}
+    assert first == 32 or "missing_wait" in {report.kind for report in reports}
+
+
+@pytest.mark.parametrize("other", [7, None])
+@pytest.mark.parametrize(("between", "want"), [("", {("race", "wrong")}), ("bar.sync 0;", set())])
+def test_a_second_copy_without_a_barrier_is_a_wrong_race(other, between, want):
+    """The first copy has landed when the second starts."""
+    first = f"@%q bra N; {COPY} cp.async.wait_group 0; {READ} N: {between}"
+    reports, _, _ = twins(f"{first} {FURTHER} @!%q bra M; {COPY} M: {WAITED} {READ}", other=other)
+    assert {(report.kind, report.verdict) for report in reports} == want
