@@ -177,6 +177,10 @@ def explain(machine: Core, row: Any) -> list[Report]:
         kinds = verdicts.ENDS if kind == s.USE_AFTER_FREE else verdicts.STARTS
     if kind == s.MISSING_FENCE and detail == 1:
         verdict, kinds = verdicts.FORMAL, verdicts.INITIALISATION
+    elif kind == s.MISSING_FENCE and detail == 2:
+        kinds = verdicts.WGMMA_FENCE
+    elif kind == s.UNINITIALISED and int(row[s.R_SPACE]) == -1:
+        kinds = verdicts.ABSENT_LANE
     elif kind == s.MISSING_FENCE and detail in verdicts.TENSOR_FENCES:
         verdict, kinds = verdicts.FORMAL, ("fence", verdicts.TENSOR_FENCES[detail])
     elif kind == s.MISSING_WAIT and detail in verdicts.TENSOR_WAITS:

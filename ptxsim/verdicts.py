@@ -35,6 +35,8 @@ ORDERS = {
 }
 NODES = ("edge", "add an edge between the two nodes of the graph")  # in place of missing.LAUNCHES
 INITIALISATION = ("proxy fence", "fence.mbarrier_init.release.cluster or fence.proxy.async after mbarrier.init")
+WGMMA_FENCE = ("fence", "wgmma.fence between the two")
+ABSENT_LANE = ("lane", "let every lane that is read run this shuffle, with a mask that names it")
 TENSOR_WAITS = {
     warpgroup.LOAD_PENDING: (FORMAL, ("wait", "tcgen05.wait::ld before the first use of what was loaded")),
     tensor_memory.STORE_PENDING: (WRONG, ("wait", "tcgen05.wait::st in the warp that stores, before it signals")),

@@ -302,11 +302,11 @@ def test_steps_of_k_inside_a_swizzled_tile():
 
 
 # ---- reports ----
-def kinds_of(**options):
-    """The kinds of reports of a bfloat16 product."""
+def reports_of(**options):
+    """The reports of a bfloat16 product."""
     shared, a_desc, b_desc, _, _, d = operands("bf16", 16)
     a_registers = options.pop("a_registers", None)
-    found = multiply(
+    return multiply(
         "m64n16k16.f32.bf16.bf16",
         16,
         shared,
@@ -317,7 +317,11 @@ def kinds_of(**options):
         a_registers,
         **options,
     )[1]
-    return {r.kind for r in found}
+
+
+def kinds_of(**options):
+    """The kinds of reports of a bfloat16 product."""
+    return {report.kind for report in reports_of(**options)}
 
 
 @pytest.mark.parametrize(
@@ -412,7 +416,9 @@ def test_a_second_product_of_the_same_registers():
     form = "wgmma.mma_async.sync.aligned.m64n{}k16.f32.bf16.bf16 {{{}}}, d20, d21, p2, 1, 1, 0, 0;"
     again, other = form.format(16, "c0, c1, c2, c3, c4, c5, c6, c7"), form.format(8, "c0, c1, c2, c3")
     assert kinds_of(after=f"{again}\n{WAIT}\n{again}\n{WAIT}") == set()
-    assert kinds_of(after=f"{WAIT}\n{ADD}\n{again}\n{WAIT}") == {"missing_fence"}
+    reports = reports_of(after=f"{WAIT}\n{ADD}\n{again}\n{WAIT}")
+    assert {(report.kind, report.missing) for report in reports} == {("missing_fence", "fence")}
+    assert {report.repair for report in reports} == {"wgmma.fence between the two"}
     # A wait does not replace a fence.
     assert kinds_of(after=f"{WAIT}\n{ADD}\n{HELD}\n{again}\n{WAIT}") == {"missing_fence"}
     assert kinds_of(after=f"{WAIT}\n{ADD}\n{FENCE}\n{again}\n{WAIT}") == set()

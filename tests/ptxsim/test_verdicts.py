@@ -114,6 +114,16 @@ def test_races_within_a_block(threads, body, want):
         )
 
 
+def test_a_shuffle_from_an_absent_lane_needs_that_lane():
+    machine = ptxsim.Machine()
+    array = machine.device(0).array(np.zeros(4, np.uint32), "a")
+    body = "setp.lt.u32 %p, %t, 4; @!%p exit; shfl.sync.down.b32 %r1, %t, 16, 31, 15;"
+    machine.device(0).launch(BLOCK.format(body), 1, 32, array)
+    reports = machine.run()
+    assert {(report.kind, report.missing) for report in reports} == {("uninitialised", "lane")}
+    assert "let every lane that is read run this shuffle" in reports[0].repair
+
+
 def test_the_same_value_twice_is_said():
     machine = ptxsim.Machine()
     array = machine.device(0).array(np.full(4, 5, np.uint32), "a")
