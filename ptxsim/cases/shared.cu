@@ -41,6 +41,21 @@ template <bool REPAIRED> __global__ void rows_of_tiles(const int *ids, const flo
   }
 }
 
+// The first lanes add the sums of the warps by shuffles, and read lanes that do not take part.
+template <bool REPAIRED> __global__ void absent_lanes(const float *x, float *y) {
+  __shared__ float sums[4];
+  float s = x[threadIdx.x];
+  for (int d = 16; d; d >>= 1) s += __shfl_down_sync(0xffffffff, s, d);
+  if (threadIdx.x % 32 == 0) sums[threadIdx.x / 32] = s;
+  __syncthreads();
+  unsigned lanes = __ballot_sync(0xffffffff, REPAIRED || threadIdx.x < 4);
+  if (threadIdx.x < (REPAIRED ? 32 : 4)) {
+    s = threadIdx.x < 4 ? sums[threadIdx.x] : 0;
+    for (int d = 16; d; d >>= 1) s += __shfl_down_sync(lanes, s, d);
+  }
+  if (threadIdx.x == 0) y[0] = s;
+}
+
 // Lanes read what other lanes of the warp wrote, without __syncwarp.
 template <bool REPAIRED> __global__ void warp_result(const float *x, float *y) {
   __shared__ float value[32];

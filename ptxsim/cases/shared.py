@@ -78,4 +78,10 @@ CASES = [
         "shared.cu", ("last_levels",),
         partial(reduced, kernel="last_levels", block=128, count=128, results=1, want=128),
     ),
+    Case(
+        "absent_lanes", "NVIDIA/cuda-samples#398", "https://github.com/NVIDIA/cuda-samples/issues/398",
+        "the first lanes added sums by shuffles that read lanes outside the mask; repaired here by all lanes",
+        "shared.cu", ("absent_lanes",),
+        partial(reduced, kernel="absent_lanes", block=128, count=128, results=1, want=128),
+    ),
 ]  # fmt: skip

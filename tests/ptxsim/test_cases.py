@@ -30,6 +30,7 @@ MISSING = {
     **dict.fromkeys(("relaxed_start", "volatile_flags", "cheap_fence", "serial_blocks"), "fence"),
     "byte_flags": "equal sizes",
     "lost_acquire": "acquire",
+    "absent_lanes": "lane",
     **dict.fromkeys(("stage_reuse", "ping_pong", "store_state", "poll_then_fetch"), "proxy fence"),
     "send_stages": "wait",
     **dict.fromkeys(
