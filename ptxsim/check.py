@@ -18,9 +18,10 @@ import numpy as np
 from kernel_cache import regular
 
 from . import kernels, launch_arguments, launch_text, profile, suppress
+from .architectures import mismatch
 from .coverage import Coverage
 from .errors import InputError
-from .findings import Report, lines, total
+from .findings import LINES_OF_SOURCE, Report, lines, total
 from .launch_text import EVERY, LaunchText, SymbolText
 from .machine import Machine
 from .nvrtc import compiled_kernels
@@ -30,6 +31,7 @@ from .streams import Event, Stream
 from .waiting import compile_machine
 
 KINDS = (".py", ".cu", ".ptx")
+BARE = f"names no lines of its source, so reports name lines of the PTX: {LINES_OF_SOURCE}"
 NO_LAUNCH = (
     "no launch is given: write one in a comment of the file, '// simt: add<<<8, 128>>>(float32[1000]=seed:1, "
     "float32[1000], 1000)', or pass --launch"
@@ -59,6 +61,8 @@ def check(
     save = options.pop("save", None)
     files = [Path(file)] if file.endswith(".py") else [Path(name) for name in (file, *args)]
     for path in files:
+        if str(path).startswith("-"):
+            raise InputError(f"options come before the file: write {path} before {file}")
         if path.suffix not in KINDS or (path.suffix == ".py" and len(files) > 1):
             raise InputError(f"expected SCRIPT.py, or files of CUDA C++ (.cu) or PTX (.ptx), got {path}")
         if not path.exists():
@@ -97,7 +101,9 @@ def check(
                 seen[id(report)] = seed
     form = annotation if github else str
     printed = lines(found, form if seeds == 1 else lambda report: f"{form(report)} [--seed {seen[id(report)]}]")
-    print(*printed, *stories, *suppress.said(rules, known), covered.said(first, seeds), total(len(printed)), sep="\n")
+    bare = [f"{path} {BARE}" for path in files if path.suffix == ".ptx" and any(one.file == str(path) for one in found)]
+    ends = [*suppress.said(rules, known), *bare, covered.said(first, seeds), total(len(printed))]
+    print(*printed, *stories, *ends, sep="\n")
     return 1 if found or failed else 0
 
 
@@ -153,7 +159,7 @@ def run(
         wanted = tuple(dict.fromkeys(kernels + [f"&{one.name}" for one in symbols]))
         ptx, found = compiled(source, str(path), machine.cc, wanted, flags)
         entries |= found
-    program = machine.load(ptx)
+    program = loaded(path, ptx, machine)
     arguments = launch_arguments.Arguments(machine.device(0), path.parent)
     for array in shared:
         arguments.each(array, machine)
@@ -164,7 +170,7 @@ def run(
         if launch.action:
             order(launch, stream_of(launch, machine, streams), events)
             continue
-        entry = entries.setdefault(launch.kernel, entry_of(program, entries.get(launch.kernel, launch.kernel)))
+        entry = entries.setdefault(launch.kernel, entry_of(path, program, entries.get(launch.kernel, launch.kernel)))
         names = parameter_names(source, launch.kernel)
         try:
             device = machine.device(launch.device)
@@ -260,14 +266,26 @@ def values_of(
     return values
 
 
-def entry_of(program: Program, kernel: str) -> str:
+def loaded(path: Path, ptx: str, machine: Machine) -> Program:
+    """The program of a file. Raises InputError if the machine cannot run it, or is not of its architecture."""
+    try:
+        program = machine.load(ptx)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+    why = mismatch(program.target, machine.arch, machine.cc)
+    if why:
+        raise InputError(f"{path} {why}")
+    return program
+
+
+def entry_of(path: Path, program: Program, kernel: str) -> str:
     """The name in PTX, perhaps mangled by C++, of a kernel. Raises InputError if no kernel or more than one fits."""
     entries = [name for name, info in program.functions.items() if info.entry]
     mangled = re.compile(rf"_Z\w*?{len(kernel)}{re.escape(kernel)}(?![a-z]\w*\d)")
     found = [name for name in entries if name == kernel] or [name for name in entries if mangled.match(name)]
     if len(found) != 1:
         raise InputError(
-            f"expected the name of one of the kernels {', '.join(entries) or '(there are none)'}, got {kernel}"
+            f"{path}: expected the name of one of the kernels {', '.join(entries) or '(there are none)'}, got {kernel}"
         )
     return found[0]
 

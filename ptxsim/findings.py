@@ -8,6 +8,8 @@ from typing import Any
 
 from .errors import PtxsimError
 
+LINES_OF_SOURCE = "nvcc -lineinfo, or --generate-line-info of NVRTC, writes the source's"  # what to do without them
+
 
 @dataclass(frozen=True)
 class Report:

@@ -16,9 +16,10 @@ import numpy as np
 from kernel_cache import offline
 from kernel_cache.errors import quoted
 
-from . import linking
+from . import isa, linking
 from .errors import EnvironmentProblem, InputError, own
 
+MOST_SHOWN = 20  # parameters whose types a message has
 _compiled: Any = weakref.WeakKeyDictionary()  # dispatcher -> {(types, compute capability): (PTX, entry)}
 
 
@@ -146,6 +147,8 @@ def fits(number: Any, param: Any) -> None:
         raise InputError(f"{wanted}: give its {param.size} bytes, as bytes or a structure, got {quoted(number)}")
     bits = 8 * param.size
     integer = isinstance(number, (int, np.integer, np.bool_))
+    if integer and bits < 64 and int(number) >= isa.GLOBAL_START:
+        raise InputError(f"{wanted}, got an array's address")
     if not integer or not -(1 << (bits - 1)) <= int(number) < 1 << bits:
         raise InputError(f"{wanted}, got {quoted(number)}")
 
@@ -153,7 +156,9 @@ def fits(number: Any, param: Any) -> None:
 def pack(numbers: list[Any], params: list[Any]) -> bytes:
     """The bytes of a kernel's parameters. numbers: ints, floats, or bytes for structures."""
     if len(numbers) != len(params):
-        raise InputError(f"the kernel has {len(params)} parameters, got {len(numbers)}")
+        many = f"{len(params)} parameter{'s'[: len(params) != 1]}"
+        types = f" ({', '.join(f'.{param.type}' for param in params[:MOST_SHOWN])})" if params else ""
+        raise InputError(f"the kernel has {many}{types}, got {len(numbers)}")
     data = b""
     for number, param in zip(numbers, params):
         fits(number, param)

@@ -34,6 +34,7 @@ from .errors import InputError
 from .launch_text import pieces
 from .textures import surface, texture
 
+UNLIKE_C = ("float", "int", "uint")  # types with 4 bytes in C and 8 in NumPy
 MOST_BYTES = 1 << 32  # the most bytes of an array
 REST = "..."  # the end of a structure whose further bytes are 0
 # Errors that NumPy raises for files that are damaged or of another kind.
@@ -203,16 +204,26 @@ class Arguments:
 
 def sizes_of(text: str, type_: str, shape: str) -> tuple[tuple[int, ...], np.dtype]:
     """The sizes and the type of an array. Raises InputError."""
+    unlike_c(type_, text)
     try:
         dtype = np.dtype(type_)
         sizes = tuple(int(n) for n in shape.split(",") if n.strip())
     except (TypeError, ValueError):
         sizes = ()
     if not sizes or dtype.kind not in "biufc":
-        raise InputError(f"expected TYPE[SHAPE], where TYPE is one of NumPy's types of numbers, got {text!r}")
+        raise InputError(
+            "expected TYPE[SHAPE], where TYPE is one of NumPy's types of numbers, such as float32; what NumPy lacks, "
+            f"as bfloat16, is an integer of its size, got {text!r}"
+        )
     if math.prod(sizes) * dtype.itemsize > MOST_BYTES:
         raise InputError(f"an array has at most {MOST_BYTES >> 20} MiB, got {text!r}")
     return sizes, dtype
+
+
+def unlike_c(type_: str, text: str) -> None:
+    """Raise InputError for a type that has another size in C than in NumPy."""
+    if type_ in UNLIKE_C:
+        raise InputError(f"{type_} has 4 bytes in C and 8 in NumPy: write {type_}32 or {type_}64, got {text!r}")
 
 
 def filled(text: str, sizes: tuple[int, ...], dtype: np.dtype, fill: str, device: int = 0) -> np.ndarray:
@@ -244,6 +255,7 @@ def drawn(sizes: tuple[int, ...], dtype: np.dtype, seed: list[int], below: int) 
 
 def number_of(text: str, type_: str, value: str) -> np.generic:
     """A number of one of NumPy's types, for a structure."""
+    unlike_c(type_, text)
     try:
         dtype = np.dtype(type_)
         made = np.array([number(value)]).astype(dtype)[0]

@@ -70,7 +70,7 @@ class ModuleLowering(Lowering):
             self.texts,
             self.indirect,
         )
-        program.dynamic_align = self.dynamic_align
+        program.dynamic_align, program.target = self.dynamic_align, self.module.target
         program.workspace = bool(np.isin(code[:, isa.A : isa.E + 1], GRID_BARRIER).any())
         program.depth, program.local_bytes, program.save_rows = longest(self.functions)
         if program.local_bytes > MOST_LOCAL:

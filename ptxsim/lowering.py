@@ -80,9 +80,11 @@ class Lowering:
         return self.symbol_rows[key]
 
     def fail(self, what: str) -> PTXError:
-        """Make an error that names the present instruction. The caller raises it."""
+        """Make an error that names the present instruction, and its line of the source. The caller raises it."""
         assert self.instruction is not None
-        return PTXError(f"PTX line {self.instruction.line}: {self.instruction.text}: {what}")
+        file, line = self.instruction.source
+        source = f" ({self.module.files[file]}:{line})" if file in self.module.files else ""
+        return PTXError(f"PTX line {self.instruction.line}{source}: {self.instruction.text}: {what}")
 
     def find(self, name: str) -> Any:
         """What a name means in the open scopes.

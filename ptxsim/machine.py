@@ -269,7 +269,7 @@ class Machine(Runner):
         """
         info, shared = program.functions[entry], how.shared
         if info.refused:
-            raise PTXError(info.refused)
+            raise PTXError(f"{info.refused}; other kernels of the module can be launched")
         if not isinstance(shared, (int, np.integer)) or shared < 0:
             raise InputError(f"shared must be a number of bytes, not negative, got {shared!r}")
         one = Launch(

@@ -58,10 +58,11 @@ def compiled(nvcc: str, name: str, cc: tuple[Any, ...], wanted: tuple[str, ...],
         return target.read_text()
 
 
-def names(ptx: str, wanted: tuple[str, ...]) -> dict[str, str]:
+def names(ptx: str, wanted: tuple[str, ...], file: str) -> dict[str, str]:
     """A dict from each of the names in `wanted` to the name that it has in the PTX.
 
-    wanted: names of kernels as in C++, and names of variables, each after an `&`. Raises InputError if one is missing.
+    wanted: names of kernels as in C++, and names of variables, each after an `&`. file: the source, which messages
+    name. Raises InputError if one is missing.
     """
     variables = re.findall(r"^(?:\.visible\s+)?\.(?:const|global)\s[^;=\n]*?([\w$]+)(?:\[\d*\])?\s*[;=]", ptx, re.M)
     entries = [*re.findall(r"\.entry\s+([\w$]+)", ptx), *variables]
@@ -76,7 +77,7 @@ def names(ptx: str, wanted: tuple[str, ...]) -> dict[str, str]:
     missing = [kernel for kernel, key in zip(wanted, keys) if key not in plain]
     if missing:
         there = ", ".join(key for key, entry in plain.items() if entry not in variables) or "(there are none)"
-        raise InputError(f"nvcc made the kernels {there}, not {missing[0]}")
+        raise InputError(f"{file} has the kernels {there}, got {missing[0]}: name one of these")
     return {kernel: plain[key] for kernel, key in zip(wanted, keys)}
 
 

@@ -34,6 +34,8 @@ LIBCU = {
     "array": "array",
 }
 ABSENT_HEADER = re.compile(r'cannot open source file "([^"\n]+)"\s*\n\s*#\s*include\s*<')
+# NVRTC's messages if all of a file is right but the name that a launch gives
+UNKNOWN_NAME = re.compile(r'__nv_name_map\(.*?Input name expression was: "\s*([^"]*?)\s*"', re.S)
 MACROS = ("float.h", "cfloat", "limits.h", "climits")
 LIMITS = """
 #define FLT_MAX 3.402823466e+38F
@@ -117,7 +119,7 @@ def compiled_kernels(
             ptx = nvcc.compiled(other, name, cc, wanted, flags)
         except InputError as again:
             raise InputError(f"{error}\n{again}") from None
-        return ptx, nvcc.names(ptx, wanted)
+        return ptx, nvcc.names(ptx, wanted, name)
 
 
 def loaded() -> Any:
@@ -174,6 +176,13 @@ def compiled(
         messages = log.decode(errors="replace").strip(" \0\n")
         absent = ABSENT_HEADER.search(messages) if wanted else None  # a header that another header includes
         if absent is None or absent[1] in missing:
+            unknown = UNKNOWN_NAME.match(messages)
+            if unknown:
+                kernel = unknown[1].replace(" :: ", "::")
+                raise InputError(
+                    f"{what} has no kernel or variable {kernel}: write the name of one as in C++, with its "
+                    "namespace and its template arguments"
+                )
             missing = [header for header in missing if not header_text(header)]
             empty = f". Headers that were not found, and taken as empty: {', '.join(missing)}" if missing else ""
             lines = messages.splitlines()

@@ -58,6 +58,7 @@ class Program:
     depth: int = 1  # depth of the longest chain of calls
     save_rows: int = 0  # the most rows of registers that recursive calls save
     ir: list[str] = field(default_factory=list)  # LLVM's text of the kernel and its callees, if Numba compiled them
+    target: str = ""  # the architecture that the text names
     workspace: bool = False  # whether kernels read the address of a grid's barrier, as cooperative groups do
     described: dict[str, Any] | None = None  # the program's shared arrays, found by shared_arrays.py
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import ctypes
 import itertools
+import re
 import struct
 from typing import Any
 
 import numpy as np
 
+from ..architectures import mismatch
 from ..errors import InputError
 from ..heap import heap_for
 from ..program import Program
@@ -19,13 +21,18 @@ from .results import Refused
 from .state import Function, Module, State
 
 ELF = b"\x7fELF"
+TARGET = re.compile(r"^[ \t]*\.target[ \t]+(\w+)", re.M)
 ERROR_LOG, ERROR_LOG_SIZE = 5, 6  # CUjit_option
 MOST_DYNAMIC, CARVEOUT, LAST = 8, 9, 15  # CUfunction_attribute, and the last that CUDA 12.9 has
 _names: dict[str, Any] = {}  # kernels' names as C texts, which programs keep pointers to
 
 
 def ptx_at(now: State, image: int) -> str:
-    """The PTX text of a module's image in the program's memory. Raises Refused for machine code."""
+    """The PTX text of a module's image in the program's memory.
+
+    Raises Refused for machine code, and for PTX of an architecture that the machine cannot be. Of a fat binary it takes
+    what there is.
+    """
     if not image:
         raise Refused("ERROR_INVALID_VALUE")
     start = ctypes.string_at(image, 4)
@@ -39,7 +46,12 @@ def ptx_at(now: State, image: int) -> str:
         return fatbins.ptx_of(image, 10 * now.machine.cc[0] + now.machine.cc[1], linked)
     if start == ELF:
         raise fatbins.refused("machine code (a cubin)")
-    return text_at(image)
+    text = text_at(image)
+    target = TARGET.search(text)
+    why = mismatch(target[1], now.machine.arch, now.machine.cc) if target else ""
+    if why:
+        raise Refused("ERROR_INVALID_PTX", f"the PTX of a module {why} before the program")
+    return text
 
 
 def load(now: State, image: int) -> Module:

@@ -19,7 +19,7 @@ from .. import suppress, units
 from ..coverage import Coverage
 from ..demangle import readable
 from ..errors import InputError
-from ..findings import Report, lines, total
+from ..findings import LINES_OF_SOURCE, Report, lines, total
 from ..waiting import compile_machine
 from . import build
 from .session import SETTING
@@ -77,7 +77,9 @@ def run(program: list[str], seeds: int, rules_files: list[str], **options: Any) 
     if failed:
         print(f"ptxsim run: the program ended with exit code {failed}", file=sys.stderr)
     printed = lines(found, str if seeds == 1 else lambda report: f"{report} [--seed {seen[id(report)]}]")
-    print(*map(readable, printed), *map(readable, suppress.said(rules, known)), covered.said(first, seeds), sep="\n")
+    bare = [f"reports without a file name lines of the PTX: {LINES_OF_SOURCE}"] if any(map(of_ptx, found)) else []
+    ends = [*map(readable, suppress.said(rules, known)), *bare, covered.said(first, seeds)]
+    print(*map(readable, printed), *ends, sep="\n")
     print(total(len(printed)) if options["check"] else "not checked")
     return INTERRUPTED if interrupted else 1 if found or failed or incomplete else 0
 
@@ -104,6 +106,11 @@ def ended(program: list[str], variables: dict[str, str]) -> int | None:
 def same(one: Report, other: Report) -> bool:
     """Whether the reports of two runs name the same fault."""
     return (one.kind, one.file, one.line, one.other_line) == (other.kind, other.file, other.line, other.other_line)
+
+
+def of_ptx(report: Report) -> bool:
+    """Whether a report names a line of PTX, which has no lines of its source."""
+    return bool(report.block and report.line and not report.file)
 
 
 def environment(library: Path, folder: str, machine: dict[str, Any]) -> dict[str, str]:

@@ -121,6 +121,17 @@ def test_errors_of_the_compiler_are_shown(tmp_path, capsys, monkeypatch):
     assert "#ifndef __CUDACC_RTC__" in err
 
 
+@compiles
+def test_a_launch_of_a_kernel_that_the_file_lacks(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(nvcc, "found", lambda: None)
+    path = tmp_path / "k.cu"
+    path.write_text("// simt: app::j<<<1, 1>>>()\nnamespace app { __global__ void k() {} }\n")
+    code, _, err = checked(capsys, path)
+    assert code == 2
+    assert f"{path} has no kernel or variable app::j: write the name of one as in C++, with its namespace and" in err
+    assert "__nv_name_map" not in err
+
+
 def test_without_nvrtc_the_command_says_what_to_do(tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "cuda.bindings.nvrtc", None)
     nvrtc.compiled_kernels.cache_clear()
@@ -162,6 +173,16 @@ def test_ptx_with_a_mangled_name(tmp_path, capsys, few, code):
         assert "arg2[63]" in out
 
 
+def test_reports_without_lines_of_the_source_say_so(tmp_path, capsys):
+    path, note = tmp_path / "k.ptx", "names no lines of its source, so reports name lines of the PTX: nvcc -lineinfo"
+    path.write_text(PTX.replace("FEW", "63"))
+    assert f"\n{path} {note}" in checked(capsys, path)[1]
+    path.write_text(PTX.replace("FEW", "63").replace("ld.global", ".loc 1 7 0\nld.global") + '.file 1 "of.cu"\n')
+    assert note not in checked(capsys, path)[1]
+    path.write_text(PTX.replace("FEW", "64"))
+    assert note not in checked(capsys, path)[1]
+
+
 SCRIPT = """import sys
 import numpy as np
 from numba import cuda
@@ -198,10 +219,10 @@ def test_scripts(tmp_path, capsys, share, launch, end, code, words):
         (["nowhere.ptx"], "there is no file nowhere.ptx"),
         (["k.txt"], "expected SCRIPT.py, or files of CUDA C++ (.cu) or PTX (.ptx), got k.txt"),
         (["k.ptx", "k.py"], "got k.py"),
+        (["k.ptx", "--schedules", "2"], "options come before the file: write --schedules before k.ptx"),
         (["--launch", "k<<<1, 1>>>()", "k.py"], "a script launches its kernels itself"),
         (["none.ptx"], "no launch is given: write one in a comment"),
         (["--launch", "nothing<<<1, 1>>>()", "k.ptx"], "one of the kernels _Z5scalePKiPii, got nothing"),
-        (["--launch", "scale<<<1, 1>>>(int32[4])", "k.ptx"], "the kernel has 3 parameters, got 1"),
         (["--launch", "scale<<<1, 2000>>>(int32[4], int32[4], 1)", "k.ptx"], "block can be (1024, 1024, 64) at most"),
         (
             ["--launch", "scale<<<1, 1>>>(x, int32[4], 1)", "k.ptx"],
@@ -212,6 +233,18 @@ def test_scripts(tmp_path, capsys, share, launch, end, code, words):
         (["--launch", "scale<<<1, 1>>>(away.npy, int32[4], 1)", "k.ptx"], "cannot read the argument away.npy"),
         (["--launch", "scale<<<1, 1>>>(text[4], int32[4], 1)", "k.ptx"], "TYPE is one of NumPy's types of numbers"),
         (["--launch", "scale<<<1, 1>>>(a:int32[4], a:int32[4], 1)", "k.ptx"], "with a new name and a new array"),
+        (["--launch", "scale<<<1, 1>>>(float[4], int32[4], 1)", "k.ptx"], "write float32 or float64, got 'float[4]'"),
+        (["--launch", "scale<<<1, 1>>>({int 4}, int32[4], 1)", "k.ptx"], "write int32 or int64, got '{int 4}'"),
+        (["--launch", "scale<<<1, 1>>>(bfloat16[4], int32[4], 1)", "k.ptx"], "as bfloat16, is an integer of its size"),
+        (["--launch", "scale<<<1, 1>>>(int32[4], int32[4], int32[4])", "k.ptx"], "got an array's address"),
+        (["--launch", "scale<<<1, 1>>>(int32[4])", "k.ptx"], "3 parameters (.u64, .u64, .u32), got 1"),
+        (["--launch", "nothing<<<1, 1>>>()", "k.ptx"], "k.ptx: expected the name of one of the kernels"),
+        (["--arch", "sm_80", "k.ptx"], "k.ptx is for sm_90, and the machine is sm_80: add --arch sm_90"),
+        (
+            ["--arch", "sm_100", "special.ptx"],
+            "special.ptx is for sm_90a, and the machine is sm_100: add --arch sm_90a",
+        ),
+        (["lacking.ptx"], "lacking.ptx: PTX line 14 (of.cu:7): frobnicate.u32: opcode 'frobnicate' is not known"),
     ],
 )
 def test_usage(tmp_path, capsys, monkeypatch, words, message):
@@ -220,6 +253,11 @@ def test_usage(tmp_path, capsys, monkeypatch, words, message):
     (tmp_path / "none.ptx").write_text(PTX.partition(".version")[1] + PTX.partition(".version")[2])
     (tmp_path / "k.py").write_text("")
     (tmp_path / "k.txt").write_text("")
+    (tmp_path / "special.ptx").write_text(PTX.replace("sm_90", "sm_90a"))
+    lacking = PTX.replace("ld.global.u32 %v", ".loc 1 7 0\nfrobnicate.u32 %v").replace(
+        ".address", '.file 1 "of.cu"\n.address'
+    )
+    (tmp_path / "lacking.ptx").write_text(lacking)
     code, _, err = checked(capsys, *words)
     assert code == 2
     assert message in err
@@ -391,7 +429,7 @@ def test_nvcc_compiles_what_nvrtc_rejects(tmp_path, capsys, monkeypatch):
     assert "<&add<float>, 0>();" in source
     file.write_text(file.read_text().replace("add<float>", "add<int>"))
     assert main(["check", str(file)]) == 2
-    assert "add<float>, add<double>, not add<int>" in capsys.readouterr().err
+    assert "add.cu has the kernels add<float>, add<double>, got add<int>" in capsys.readouterr().err
 
 
 CUB = """#include <cub/cub.cuh>
@@ -434,9 +472,13 @@ def test_nvcc_shows_which_kernel_a_name_stands_for():
     for name in ("_Z5plainPf", "_ZN1n1kI6__halfL5Order0ELb0EEEvPT_", mark):
         ptx += f".visible .entry {name}(\n"
     wanted = ("plain", "n::k<half, Order::big>", "&size")
-    assert list(nvcc.names(ptx, wanted).values()) == ["_Z5plainPf", "_ZN1n1kI6__halfL5Order0ELb0EEEvPT_", "size"]
-    with pytest.raises(InputError, match=r"made the kernels plain, n::k<__half,\(Order\)0,false>, not plane$"):
-        nvcc.names(ptx, ("plane",))
+    assert list(nvcc.names(ptx, wanted, "k.cu").values()) == [
+        "_Z5plainPf",
+        "_ZN1n1kI6__halfL5Order0ELb0EEEvPT_",
+        "size",
+    ]
+    with pytest.raises(InputError, match=r"k.cu has the kernels plain, n::k<__half,\(Order\)0,false>, got plane:"):
+        nvcc.names(ptx, ("plane",), "k.cu")
 
 
 def test_names_of_templates_match_without_suffixes_of_numbers():

@@ -141,6 +141,7 @@ def test_an_event_orders_two_streams_and_without_it_the_race_is_reported(program
     assert out.startswith("done\n"), err
     assert "race: line" in out
     assert "argument 1 of fill" in out
+    assert "reports without a file name lines of the PTX: nvcc -lineinfo" in out
     assert "[--seed 0]" in out
 
 
@@ -171,6 +172,8 @@ def test_results_exit_codes_and_what_is_not_there(program):
     code, out, err = program("""
 assert cu.cuModuleLoadData(b'\\x7fELF machine code')[0] == cu.CUresult.CUDA_ERROR_NO_BINARY_FOR_GPU
 assert cu.cuModuleLoadData(b'.version 8.0 nonsense')[0] == cu.CUresult.CUDA_ERROR_INVALID_PTX
+newer = PTX.replace(b'sm_90', b'sm_100a')
+assert cu.cuModuleLoadData(newer)[0] == cu.CUresult.CUDA_ERROR_INVALID_PTX
 assert cu.cuIpcGetMemHandle(x)[0] == cu.CUresult.CUDA_ERROR_NOT_SUPPORTED
 assert cu.cuMemAlloc(0)[0] == cu.CUresult.CUDA_ERROR_INVALID_VALUE
 assert cu.cuMemcpyHtoD(x, np.zeros(N + 1, np.float32).ctypes.data, 4 * N + 4)[0] == cu.CUresult.CUDA_ERROR_INVALID_VALUE
@@ -187,6 +190,7 @@ sys.exit(5)
     assert "ended with exit code 5" in err
     assert "the machine runs PTX" in err
     assert err.count("calls cuIpcGetMemHandle, which the stand-in libcuda lacks") == 1
+    assert "is for sm_100a, and the machine is sm_90: add --arch sm_100a before the program" in err
     assert "MAX_DYNAMIC_SHARED" in err
     assert "Traceback" not in err
 

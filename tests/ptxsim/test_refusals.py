@@ -162,8 +162,8 @@ def test_wrong_modules(text, words):
 @pytest.mark.parametrize(
     ("args", "params", "words"),
     [
-        ((), ".param .u64 x", "has 1 parameters, got 0"),
-        ((ZEROS, ZEROS), ".param .u64 x", "has 1 parameters, got 2"),
+        ((), ".param .u64 x", r"has 1 parameter \(.u64\), got 0"),
+        ((ZEROS, ZEROS), ".param .u64 x", r"has 1 parameter \(.u64\), got 2"),
         ((3.5,), ".param .u64 x", "is a .u64 of 8 bytes, got the float 3.5"),
         (("a",), ".param .u64 x", "got 'a'"),
         ((None,), ".param .u64 x", "got None"),
@@ -429,7 +429,7 @@ def test_a_kernel_that_the_machine_lacks_leaves_the_others():
         machine.device(0).launch(text, 1, 1, array, entry=name)
         assert array.copy_to_host()[0] == value
     for name in ("bad", "calls"):
-        with pytest.raises(ptxsim.PTXError, match="opcode 'noway' is not known"):
+        with pytest.raises(ptxsim.PTXError, match=r"opcode 'noway' is not known .*; other kernels of the module can"):
             machine.device(0).launch(text, 1, 1, array, entry=name)
     with pytest.raises(ptxsim.PTXError, match="noway"):
         machine.load(text.replace("st.global.u32 [%rd1], 7", "noway").replace("st.global.u32 [%rd1], 9", "noway"))
