@@ -133,7 +133,10 @@ class Machine(Runner):
     def device(self, number: int = 0) -> SimulatedGpu:
         """A device by its number. Raises InputError if the machine does not have it."""
         if not isinstance(number, (int, np.integer)) or not 0 <= number < len(self.devices):
-            raise InputError(f"the machine has devices 0 to {len(self.devices) - 1}, got {number!r}")
+            raise InputError(
+                f"the machine has devices 0 to {len(self.devices) - 1}, got {number!r}: "
+                "--devices, or Machine(devices=), gives more"
+            )
         return self.devices[number]
 
     def new_array(

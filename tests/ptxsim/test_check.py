@@ -315,7 +315,7 @@ def test_structures_macros_folders_and_devices(tmp_path, capsys, launches, code)
     assert main(words) == code
     assert ("race" in capsys.readouterr().out) == (code == 1)
     assert main(["check", *words[3:]]) == 2
-    assert "devices 0 to 0" in capsys.readouterr().err
+    assert "devices 0 to 0, got 1: --devices, or Machine(devices=), gives more" in capsys.readouterr().err
 
 
 HAND_OVER = """.version 8.0
