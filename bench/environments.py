@@ -18,7 +18,7 @@ HERE = Path(__file__).resolve().parent
 FOLDER = Path(sys.prefix) / "peers"
 NAMES = tuple(sorted(path.stem for path in (HERE / "environments").glob("*.txt")))
 OWN = ("aristos", "numpy")  # these peers use this Python's packages
-APART = ("cupy", "transformers", "triton")  # for tests and ptx_triton.py, not for peers; made only if they are named
+APART = ("cupy", "flashinfer", "transformers", "triton")  # for tests, ptx_*.py; made only if they are named
 ALONE = "# without their dependencies:"  # packages listed after this line are installed by --no-deps
 
 
