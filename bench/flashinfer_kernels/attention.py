@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from device import Tensor, empty
+from device import TO_DEVICE, Tensor, empty
 from registry import Results, case, half
 
 HEADS, SHARED, SIZE = 8, 2, 128  # heads of queries; of keys and values; numbers in a head
@@ -166,8 +166,10 @@ def batch_mla(module: Any) -> Results:
     q, q_pe = half(2, heads, wide), half(2, heads, narrow, seed=2)
     ckv, kpe = ([half(n, size, seed=size + n) for n in LENGTHS] for size in (wide, narrow))
     floats, integers, pinned = workspaces()
-    plan, _ = module.plan(floats, integers, pinned, on_host([0, 1, 2]), on_host(PAGE_STARTS), on_host(LENGTHS), heads,
-                          wide, False)  # fmt: skip
+    plan, staged = module.plan(floats, integers, pinned, on_host([0, 1, 2]), on_host(PAGE_STARTS), on_host(LENGTHS),
+                               heads, wide, False)  # fmt: skip
+    integers.values[:staged] = pinned.values[:staged]
+    integers.copy(TO_DEVICE)
     outs = empty((2, heads, wide), np.float16), empty((2, heads), np.float32)
     module.run(floats, integers, plan, Tensor(q), Tensor(q_pe), paged(ckv), paged(kpe), Tensor(PAGES), *outs, NONE,
                heads, PAGE, scale, False, 1.0, 1.0, None)  # fmt: skip

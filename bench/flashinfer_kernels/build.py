@@ -45,7 +45,8 @@ def main() -> int:
         for file in files:
             sources += [CSRC / file] if file.endswith(".cu") else templates.written(file, CSRC, folder)
         words = ["nvcc", "-shared", "-cudart", "shared", "-Xcompiler", "-fPIC", "-w", "-lineinfo", "-std=c++17",
-                 "--expt-relaxed-constexpr", "-use_fast_math", f"-gencode=arch=compute_{arch},code=compute_{arch}",
+                 "--expt-relaxed-constexpr", "-use_fast_math", "-static-global-template-stub=false",
+                 f"-gencode=arch=compute_{arch},code=compute_{arch}",
                  *(f"-D{macro}" for macro in MACROS), *(f"-I{path}" for path in (*FOLDERS, folder))]  # fmt: skip
         return subprocess.run([*words, "-o", library, *map(str, sources)]).returncode
 

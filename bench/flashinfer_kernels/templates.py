@@ -81,10 +81,16 @@ FAMILIES: dict[str, tuple[dict[str, Any], str, tuple[str, ...], tuple[str, ...]]
         ("batch_mla_plan.cu", "batch_mla_run.cu", "batch_mla_binding.cu"),
     ),
 }
+# FlashInfer exports these functions with others of a file that takes ten minutes to compile
+TOPK = ("radix_topk", "radix_topk_ragged_transform", "radix_topk_page_table_transform")
 
 
 def written(family: str, csrc: Path, folder: Path) -> list[Path]:
     """Write the files of a family to the folder. Returns those to compile."""
+    if family == "topk":
+        exports = [f"TVM_FFI_DLL_EXPORT_TYPED_FUNC({name}, {name});" for name in TOPK]
+        (folder / "exports.cu").write_text("\n".join(['#include "topk.cu"', *exports, ""]))
+        return [folder / "exports.cu"]
     given, settings, kernels, plain = FAMILIES[family]
 
     def rendered(template: str, **more: str) -> str:
