@@ -109,11 +109,26 @@ def batch_decode(module: Any) -> Results:
     k, v = ([half(n, SHARED, SIZE, seed=seed + n) for n in LENGTHS] for seed in (2, 3))
     q, outs, (floats, integers, pinned) = half(2, HEADS, SIZE), outputs(2), workspaces()
     kinds = empty(1, np.float16), empty(1, np.float16)
-    plan = module.plan(floats, integers, pinned, on_host(PAGE_STARTS), 2, HEADS, SHARED, PAGE, False, NO_WINDOW, 0.0,
-                       SIZE, SIZE, *kinds)  # fmt: skip
+    plan = module.plan(
+        floats,
+        integers,
+        pinned,
+        on_host(PAGE_STARTS),
+        2,
+        HEADS,
+        SHARED,
+        PAGE,
+        False,
+        NO_WINDOW,
+        0.0,
+        SIZE,
+        SIZE,
+        *kinds,
+    )
     table = Tensor(PAGE_STARTS), Tensor(PAGES), Tensor(LAST_ROWS)
-    module.run(floats, integers, plan, Tensor(q), paged(k), paged(v), *table, *outs, BY_ROWS, NO_WINDOW, False, None,
-               *NUMBERS)  # fmt: skip
+    module.run(
+        floats, integers, plan, Tensor(q), paged(k), paged(v), *table, *outs, BY_ROWS, NO_WINDOW, False, None, *NUMBERS
+    )
     parts = [attended(q[at : at + 1], k[at], v[at], False) for at in range(2)]
     return found(outs, *map(np.concatenate, zip(*parts)))
 
@@ -122,8 +137,29 @@ def planned(module: Any, rows: tuple[int, int], pages: list[int], page: int) -> 
     """The workspaces and the plan of batch_prefill for two requests."""
     floats, integers, pinned = workspaces()
     starts = np.cumsum([0, *rows])
-    plan = module.plan(floats, integers, pinned, on_host(starts), on_host(pages), on_host(LENGTHS), sum(rows), 2, HEADS,
-                       SHARED, page, False, SIZE, SIZE, True, NO_WINDOW, -1, False, 0, 0, False)  # fmt: skip
+    plan = module.plan(
+        floats,
+        integers,
+        pinned,
+        on_host(starts),
+        on_host(pages),
+        on_host(LENGTHS),
+        sum(rows),
+        2,
+        HEADS,
+        SHARED,
+        page,
+        False,
+        SIZE,
+        SIZE,
+        True,
+        NO_WINDOW,
+        -1,
+        False,
+        0,
+        0,
+        False,
+    )
     return (floats, integers), plan
 
 
@@ -155,8 +191,24 @@ def batch_prefill_paged(module: Any) -> Results:
     outs = outputs(sum(rows))
     starts = Tensor(np.cumsum([0, *rows]).astype(np.int32))
     table = Tensor(PAGE_STARTS), Tensor(PAGES), Tensor(LAST_ROWS)
-    module.paged_run(*spaces, plan, Tensor(q), paged(k), paged(v), starts, *table, *outs, CAUSAL, BY_ROWS, NO_WINDOW,
-                     False, None, None, None, *NUMBERS)  # fmt: skip
+    module.paged_run(
+        *spaces,
+        plan,
+        Tensor(q),
+        paged(k),
+        paged(v),
+        starts,
+        *table,
+        *outs,
+        CAUSAL,
+        BY_ROWS,
+        NO_WINDOW,
+        False,
+        None,
+        None,
+        None,
+        *NUMBERS,
+    )
     return found(outs, *want)
 
 
@@ -166,13 +218,31 @@ def batch_mla(module: Any) -> Results:
     q, q_pe = half(2, heads, wide), half(2, heads, narrow, seed=2)
     ckv, kpe = ([half(n, size, seed=size + n) for n in LENGTHS] for size in (wide, narrow))
     floats, integers, pinned = workspaces()
-    plan, staged = module.plan(floats, integers, pinned, on_host([0, 1, 2]), on_host(PAGE_STARTS), on_host(LENGTHS),
-                               heads, wide, False)  # fmt: skip
+    plan, staged = module.plan(
+        floats, integers, pinned, on_host([0, 1, 2]), on_host(PAGE_STARTS), on_host(LENGTHS), heads, wide, False
+    )
     integers.values[:staged] = pinned.values[:staged]
     integers.copy(TO_DEVICE)
     outs = empty((2, heads, wide), np.float16), empty((2, heads), np.float32)
-    module.run(floats, integers, plan, Tensor(q), Tensor(q_pe), paged(ckv), paged(kpe), Tensor(PAGES), *outs, NONE,
-               heads, PAGE, scale, False, 1.0, 1.0, None)  # fmt: skip
+    module.run(
+        floats,
+        integers,
+        plan,
+        Tensor(q),
+        Tensor(q_pe),
+        paged(ckv),
+        paged(kpe),
+        Tensor(PAGES),
+        *outs,
+        NONE,
+        heads,
+        PAGE,
+        scale,
+        False,
+        1.0,
+        1.0,
+        None,
+    )
     both = np.concatenate([q, q_pe], axis=-1)
     parts = [
         attended(both[at : at + 1], np.concatenate([c, p], 1)[:, None], c[:, None], False, scale)

@@ -29,8 +29,14 @@ FOLDERS = (
     tvm_ffi.libinfo.find_include_path(),
     tvm_ffi.libinfo.find_dlpack_include_path(),
 )
-MACROS = ("FLASHINFER_ENABLE_F16", "FLASHINFER_ENABLE_BF16", "FLASHINFER_ENABLE_FP8_E4M3", "FLASHINFER_ENABLE_FP8_E5M2",
-          "ENABLE_BF16", "ENABLE_FP8")  # fmt: skip
+MACROS = (
+    "FLASHINFER_ENABLE_F16",
+    "FLASHINFER_ENABLE_BF16",
+    "FLASHINFER_ENABLE_FP8_E4M3",
+    "FLASHINFER_ENABLE_FP8_E5M2",
+    "ENABLE_BF16",
+    "ENABLE_FP8",
+)
 NOT_USED = ("cublasLt.h", "cublas_v2.h")  # a header of FlashInfer includes them, and these files use nothing of them
 
 
@@ -44,10 +50,23 @@ def main() -> int:
         sources = []
         for file in files:
             sources += [CSRC / file] if file.endswith(".cu") else templates.written(file, CSRC, folder)
-        words = ["nvcc", "-shared", "-cudart", "shared", "-Xcompiler", "-fPIC", "-w", "-lineinfo", "-std=c++17",
-                 "--expt-relaxed-constexpr", "-use_fast_math", "-static-global-template-stub=false",
-                 f"-gencode=arch=compute_{arch},code=compute_{arch}",
-                 *(f"-D{macro}" for macro in MACROS), *(f"-I{path}" for path in (*FOLDERS, folder))]  # fmt: skip
+        words = [
+            "nvcc",
+            "-shared",
+            "-cudart",
+            "shared",
+            "-Xcompiler",
+            "-fPIC",
+            "-w",
+            "-lineinfo",
+            "-std=c++17",
+            "--expt-relaxed-constexpr",
+            "-use_fast_math",
+            "-static-global-template-stub=false",
+            f"-gencode=arch=compute_{arch},code=compute_{arch}",
+            *(f"-D{macro}" for macro in MACROS),
+            *(f"-I{path}" for path in (*FOLDERS, folder)),
+        ]
         return subprocess.run([*words, "-o", library, *map(str, sources)]).returncode
 
 

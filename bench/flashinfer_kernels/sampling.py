@@ -199,8 +199,12 @@ def sampling_from_probs(module: Any) -> Results:
 @case(*SAMPLING)
 def sampling_from_logits(module: Any) -> Results:
     logits = np.where(ROW > 0, np.log(np.maximum(ROW, 1e-9)), -30).astype(np.float32)
-    return sampled(lambda rows, *rest: module.sampling_from_logits(Tensor(np.repeat(logits, 64, 0)), *rest), ROW > 0,
-                    ROW, valid=False)  # fmt: skip
+    return sampled(
+        lambda rows, *rest: module.sampling_from_logits(Tensor(np.repeat(logits, 64, 0)), *rest),
+        ROW > 0,
+        ROW,
+        valid=False,
+    )
 
 
 @case(*SAMPLING)
